@@ -1,0 +1,286 @@
+"""Stage: build the small base model from random weights.
+
+It learns from random junction states, rendered by the same ``build_prompt`` as real ones: first to answer
+facts about a state (numbers it must find, add and compare), then the answer format and a rough prior of the
+decision. It never sees a network or a simulation; those are for SFT and GRPO. Without the facts a model of
+this size does not learn to compare numbers from decisions alone.
+
+    grpo base-model --output-dir model/base_model
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import BaseModelConfig
+from .files import claim_output, write_manifest
+from .prompt_builder import ANSWERS, Language, build_messages, build_prompt, parse_answer
+from .records import Observation
+from .settings import parse_config
+from .synthetic_states import draw_states, facts, prior
+from .tokenizer_builder import build_tokenizer
+
+FACTS_PROMPT = "Report what is asked about the junction.\n"
+IGNORED = -100
+HEAD_SIZE = 32
+
+
+def _fact_word(name: str) -> str:
+    return f" {name}="
+
+
+def fact_words() -> list[str]:
+    """The names of the facts as they stand in an answer, and the instruction that asks for them."""
+    (state,) = draw_states(np.random.default_rng(0), 1)
+    return [FACTS_PROMPT, *map(_fact_word, facts(state))]
+
+
+Example = tuple[list[dict[str, str]], str, str, float]
+"""Messages, the answer, the other possible answer, and the probability of the first."""
+
+
+def fact_example(observation: Observation, rng: np.random.Generator, asked: int = 16) -> Example:
+    """Facts in random order, so that each is found by its name and not by its place."""
+    values = list(facts(observation).items())
+    chosen = [values[i] for i in rng.permutation(len(values))[:asked]]
+    answer = "".join(f"{_fact_word(name)}{value}" for name, value in chosen)
+    return [{"role": "user", "content": FACTS_PROMPT + build_prompt(observation)}], answer, answer, 1.0
+
+
+def decision_example(observation: Observation, rng: np.random.Generator) -> Example:
+    """The decision under the prior, in either language."""
+    language: Language = "zh" if rng.random() < 0.1 else "en"
+    return build_messages(build_prompt(observation), language), ANSWERS["yes"], ANSWERS["no"], prior(observation)
+
+
+def collate(tokenizer: Any, examples: list[Example]) -> dict[str, Any]:
+    """Token ids and targets, each of shape (examples, longest); ``other`` and ``weight`` soften the branch.
+
+    Target positions that teach nothing (the prompt, the names of facts, padding) hold ``IGNORED``.
+    """
+    import torch
+
+    messages, answers, others, weights = zip(*examples, strict=True)
+    prompts = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    silent = set(tokenizer.convert_tokens_to_ids(fact_words()))
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    heads = encode(prompts)
+    first, second = (encode([text + tokenizer.eos_token for text in texts]) for texts in (answers, others))
+    width = max(len(head) + len(tail) for head, tail in zip(heads, first, strict=True))
+    ids = np.full((len(examples), width), tokenizer.pad_token_id)
+    target, other = np.full((2, len(examples), width), IGNORED)
+    for row, (head, answer, alternative) in enumerate(zip(heads, first, second, strict=True)):
+        start, end = len(head), len(head) + len(answer)
+        ids[row, :start], ids[row, start:end] = head, answer
+        target[row, start - 1 : end - 1] = [IGNORED if token in silent else token for token in answer]
+        other[row, start - 1 : end - 1] = alternative
+    weight = np.repeat(np.asarray(weights, dtype=np.float32)[:, None], width, axis=1)
+    return {
+        "ids": torch.from_numpy(ids),
+        "target": torch.from_numpy(target),
+        "other": torch.from_numpy(other),
+        "weight": torch.from_numpy(weight),
+    }
+
+
+class Batches:
+    """Training batches by step number: a pure function of the seed, however many processes make them."""
+
+    def __init__(self, tokenizer: Any, config: BaseModelConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.config.fact_steps + self.config.decision_steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """Facts alone at first, then decisions and facts half and half."""
+        rng = np.random.default_rng([self.config.seed, step])
+        states = draw_states(rng, self.config.batch_size)
+        decisions = len(states) // 2 if step >= self.config.fact_steps else 0
+        return collate(
+            self.tokenizer,
+            [decision_example(state, rng) for state in states[:decisions]]
+            + [fact_example(state, rng) for state in states[decisions:]],
+        )
+
+
+def build_model(config: BaseModelConfig, tokenizer: Any) -> Any:
+    """A ``Qwen2ForCausalLM`` with two things built in that are slow to learn from scratch.
+
+    Embeddings of number tokens lie on smooth curves, so that near numbers look alike; and one head of the
+    first layer starts out attending to the previous token, so that a value knows its key.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    heads = config.hidden_size // HEAD_SIZE
+    torch.manual_seed(config.seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    with torch.no_grad():
+        numbers = torch.arange(1000.0)
+        quarter = config.hidden_size // 4
+        waves = torch.arange(quarter) / quarter
+        angles = numbers[:, None] * 2 * math.pi / (4 * 500**waves)
+        curves = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+        rows = tokenizer.convert_tokens_to_ids([str(int(number)) for number in numbers])
+        model.get_input_embeddings().weight[rows, : 2 * quarter] += 0.04 * curves
+        attention = model.model.layers[0].self_attn
+        frequencies = model.model.rotary_emb.inv_freq
+        strength = 5.0
+        attention.k_proj.bias[: HEAD_SIZE // 2] = strength
+        attention.q_proj.bias[: HEAD_SIZE // 2] = strength * torch.cos(frequencies)
+        attention.q_proj.bias[HEAD_SIZE // 2 : HEAD_SIZE] = -strength * torch.sin(frequencies)
+    return model
+
+
+def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
+    """Both parts, each with its own warm-up and cosine; progress goes to stderr."""
+    import os
+
+    import torch
+
+    device = model.device
+    batches = Batches(tokenizer, config)
+    loader = torch.utils.data.DataLoader(
+        batches,  # type: ignore[arg-type]
+        sampler=range(len(batches)),
+        batch_size=None,
+        num_workers=max(1, (os.cpu_count() or 1) // 2 - 1),
+        prefetch_factor=8,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    started = time.monotonic()
+    model.train()
+    for step, batch in enumerate(loader):
+        place, length = step, config.fact_steps
+        if step >= config.fact_steps:
+            place, length = step - config.fact_steps, config.decision_steps
+        warm_up = min(1.0, (place + 1) / max(1, min(100, length // 10)))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * warm_up * (0.51 + 0.49 * math.cos(math.pi * place / length))
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        loss = answer_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0 or step + 1 == len(batches):
+            rate = (step + 1) / (time.monotonic() - started)
+            print(
+                f"step {step + 1}/{len(batches)}  loss {loss.item():.3f}  {rate:.1f} steps/s  "
+                f"{(len(batches) - step - 1) / rate / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+    model.eval()
+
+
+def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
+    """Cross-entropy of the answers' tokens, every answer counting alike; at the branch, against the prior.
+
+    Causal attention keeps padding on the right from touching anything before it, so no mask is needed.
+    """
+    taught = batch["target"] != IGNORED
+    hidden = model.model(input_ids=batch["ids"]).last_hidden_state[taught]
+    scores = model.lm_head(hidden).float().log_softmax(-1)
+    first, second = (scores.gather(-1, batch[name][taught][:, None])[:, 0] for name in ("target", "other"))
+    weight = batch["weight"][taught]
+    share = (1 / taught.sum(1, keepdim=True)).expand_as(taught)[taught] / len(taught)
+    return -(share * (weight * first + (1 - weight) * second)).sum()
+
+
+def measure(model: Any, tokenizer: Any, states: list[Observation], *, seed: int) -> dict[str, Any]:
+    """What the model can do on fresh states; every figure is a share in [0, 1].
+
+    ``facts``: exactly right, by fact. ``prior_agreement``: generated decisions on the prior's side, also
+    weighted by how far the prior is from a coin. ``valid_format``: generated answers that keep the format.
+    """
+    import torch
+
+    rng = np.random.default_rng([seed, 1])
+    names = {tokenizer.convert_tokens_to_ids(_fact_word(name)): name for name in facts(states[0])}
+    right: dict[str, list[bool]] = {name: [] for name in names.values()}
+    agree, clear, strict = [], [], []
+    for start in range(0, len(states), 128):
+        part = states[start : start + 128]
+        batch = collate(tokenizer, [fact_example(state, rng) for state in part])
+        messages = [build_messages(build_prompt(state), "zh" if i % 10 == 9 else "en") for i, state in enumerate(part)]
+        texts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        prompts = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+        with torch.inference_mode():
+            guesses = model(input_ids=batch["ids"].to(model.device), use_cache=False).logits.argmax(-1).cpu()
+            answers = model.generate(**prompts.to(model.device), max_new_tokens=8, do_sample=False)
+        for ids, target, guess in zip(batch["ids"].tolist(), batch["target"].tolist(), guesses.tolist(), strict=True):
+            asked: list[bool] = []
+            for token, wanted, given in zip(ids, target, guess, strict=True):
+                if token in names:
+                    asked = right[names[token]]
+                    asked.append(True)
+                if wanted not in (IGNORED, tokenizer.eos_token_id):
+                    asked[-1] &= wanted == given
+        written = tokenizer.batch_decode(answers[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
+        for text, state in zip(written, part, strict=True):
+            parsed, probability = parse_answer(text), prior(state)
+            strict.append(parsed.level == "strict")
+            agree.append(parsed.action == ("yes" if probability >= 0.5 else "no"))
+            clear.append(abs(2 * probability - 1))
+    return {
+        "facts": {name: round(float(np.mean(hits)), 4) for name, hits in right.items()},
+        "prior_agreement": round(float(np.mean(agree)), 4),
+        "prior_agreement_weighted": round(float(np.average(agree, weights=clear)), 4),
+        "valid_format": round(float(np.mean(strict)), 4),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `grpo base-model`."""
+    config = parse_config(BaseModelConfig, argv, description="Build the small base model from random weights.")
+    folder = Path(config.output_dir)
+    claim_output(folder, config.to_dict(), if_finished=config.if_finished)
+    import torch
+
+    started = time.monotonic()
+    tokenizer = build_tokenizer(fact_words())
+    model = build_model(config, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
+    train(model, tokenizer, config)
+    minutes = (time.monotonic() - started) / 60
+    states = draw_states(np.random.default_rng([config.seed, 0, 1]), config.evaluation_states)
+    measured = measure(model, tokenizer, states, seed=config.seed)
+    model.cpu().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    parameters = sum(weights.numel() for weights in model.parameters())
+    write_manifest(folder, config.STAGE, config.to_dict(), parameters=parameters, minutes=round(minutes, 1), **measured)
+    print(json.dumps({"parameters": parameters, **measured}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,109 @@
+"""Which checkpoint a run goes on from, and what a full disk looks like while one is written.
+
+A save that was killed half-way is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ModelError, OutputError
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+_PARTS = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint folder holds everything that an exact resume needs.
+
+    The trainer writes ``trainer_state.json`` last, so a readable one says that the rest was written before it.
+    """
+    if not all((checkpoint / name).is_file() for name in _PARTS):
+        return False
+    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+        return False
+    try:
+        state = json.loads((checkpoint / _PARTS[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and "global_step" in state
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The complete ``checkpoint-N`` with the greatest N in ``folder``; ``None`` where there is none."""
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and path.is_dir() and is_complete(path):
+            found.append((int(match[1]), path))
+    return max(found)[1] if found else None
+
+
+def checkpoint_to_resume(setting: str, folder: str | Path, *, interrupted: bool) -> Path | None:
+    """What ``resume_from_checkpoint`` means: ``auto``, ``never`` or the path of a checkpoint.
+
+    ``folder`` holds the run's own checkpoints; ``interrupted`` says that they belong to an unfinished run with
+    the same settings (what ``claim_output`` returned). Raises :class:`ModelError` for a path that is no complete
+    checkpoint.
+    """
+    if setting == "never":
+        return None
+    if setting == "auto":
+        return newest_checkpoint(folder) if interrupted else None
+    path = Path(setting).expanduser()
+    if not path.is_dir():
+        raise ModelError(f"resume_from_checkpoint: {path}: no such folder; give auto, never or a checkpoint-N folder")
+    if not is_complete(path):
+        newest = newest_checkpoint(path)
+        hint = f"did you mean {newest}?" if newest else "give another one, `auto` or `never`"
+        raise ModelError(f"resume_from_checkpoint: {path}: is not a complete checkpoint; {hint}")
+    return path
+
+
+def train_from(trainer: Trainer, resume: Path | None, folder: str | Path) -> None:
+    """Train from the start, or on from ``resume``; raises :class:`OutputError` where ``folder`` cannot be written.
+
+    A checkpoint of the last step is loaded and not trained on: the trainer itself would take one step too many.
+    """
+    if resume is not None and _is_last(trainer, resume):
+        from transformers import TrainerState
+
+        trainer.state = TrainerState.load_from_json(str(resume / _PARTS[0]))
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        trainer._load_from_checkpoint(best or str(resume))
+        return
+    with disk_errors(folder):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+
+def _is_last(trainer: Trainer, checkpoint: Path) -> bool:
+    state = json.loads((checkpoint / _PARTS[0]).read_text(encoding="utf-8"))
+    if trainer.args.max_steps > 0:
+        return state["global_step"] >= trainer.args.max_steps
+    as_long = math.ceil(trainer.args.num_train_epochs) == state["num_train_epochs"]
+    return as_long and state["global_step"] >= state["max_steps"]
+
+
+@contextlib.contextmanager
+def disk_errors(folder: str | Path) -> Iterator[None]:
+    """Turn what the writers of weights raise on a full or broken disk into :class:`OutputError`."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors and torch have errors of their own for a failed write, which are no OSError
+        text = str(error).strip()
+        safetensors = type(error).__name__ == "SafetensorError"
+        torch = isinstance(error, RuntimeError) and ("inline_container" in text or "iostream" in text)
+        if not isinstance(error, OSError) and not safetensors and not torch:
+            raise
+        reason = "the write failed" if torch else text.splitlines()[0] if text else type(error).__name__
+        raise OutputError(f"{folder}: cannot be written ({reason}); free the disk or choose another folder") from None

@@ -1,0 +1,423 @@
+"""The settings of every stage: frozen dataclasses with a default, a range and a description for each field.
+
+Flags beat YAML, YAML beats the defaults below. A field's description is its documentation and its ``--help``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from .prompt_builder import DEFAULT_PARTIAL_REGEX
+from .records import OUTCOME_TERMS
+from .settings import C, StageConfig, read_config
+
+_STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def _cost_weight_problems(weights: Mapping[str, float]) -> list[str]:
+    unknown = sorted(set(weights) - set(OUTCOME_TERMS))
+    if weights and not unknown:
+        return []
+    return [f"cost_weights: unknown or no term {unknown}; the terms are {', '.join(OUTCOME_TERMS)}"]
+
+
+def _green_problems(min_green: int, max_green: int, extend_seconds: int) -> list[str]:
+    least = min_green + extend_seconds
+    if max_green >= least:
+        return []
+    return [f"max_green: {max_green} leaves no room to decide; must be at least min_green + extend_seconds = {least}"]
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+_EXTEND: Any = Field(
+    default=5, ge=1, le=60, description="seconds that one `yes` keeps the green; also the time between decisions"
+)
+_WORKERS: Any = Field(default=4, ge=1, le=1024, description="processes that simulate in parallel")
+_SEED: Any = Field(default=42, ge=0, description="seed of every random choice of this stage")
+_COST: Any = Field(
+    default_factory=lambda: {"delay_veh_s": 1.0},
+    description="weights of the outcome terms whose sum is the cost of an action",
+)
+_LANGUAGE: Any = Field(default="en", description="language of the system prompt")
+_OVERWRITE: Any = Field(
+    default="stop",
+    description="what to do where the output folder holds a finished run: "
+    "`stop` with an error, or `move_aside` (rename the old folder to NAME.1, NAME.2, ...)",
+)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScenarioSuiteConfig(StageConfig):
+    """Settings of `grpo scenarios`: the synthetic suite."""
+
+    STAGE: ClassVar[str] = "scenarios"
+    output_dir: str = Field(
+        default="data/scenarios", min_length=1, description="folder for train/, validation/ and test/"
+    )
+    train: int = Field(default=16, ge=1, description="scenarios of the training split")
+    validation: int = Field(default=4, ge=0, description="scenarios of the validation split")
+    test: int = Field(default=6, ge=0, description="scenarios of the test split")
+    duration_seconds: int = Field(default=1800, ge=120, description="simulated seconds of demand in each scenario")
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GRPOConfig(StageConfig):
+    """Settings of `grpo generate`: the counterfactual dataset (training has :class:`GRPOTrainingConfig`)."""
+
+    STAGE: ClassVar[str] = "generate"
+    scenarios: list[str] = Field(
+        default_factory=lambda: ["data/scenarios/train"],
+        min_length=1,
+        description=".sumocfg files, or folders searched for them",
+    )
+    output_dir: str = Field(
+        default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
+    )
+    seeds: list[int] = Field(default_factory=lambda: [1], min_length=1, description="SUMO seeds; one run for each")
+    horizon_seconds: int = Field(
+        default=30, ge=1, le=3600, description="simulated seconds over which an action is judged"
+    )
+    rollout_policy: str = Field(
+        default="delay_balance", description="rule policy that drives every light after the action"
+    )
+    behaviour_policy: str = Field(
+        default="delay_balance", description="rule policy that drives the run between decision points"
+    )
+    exploration: float = Field(default=0.25, ge=0, le=1, description="share of random actions in the behaviour")
+    sample_fraction: float = Field(default=0.5, gt=0, le=1, description="share of decision points that become rows")
+    empty_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="share of empty-road decision points that are kept"
+    )
+    max_rows_per_run: int = Field(default=100_000, ge=1, description="rows after which one scenario and seed stops")
+    extend_seconds: int = _EXTEND
+    min_green: int = Field(
+        default=5, ge=1, description="seconds of least green where the program's minDur is not sensible"
+    )
+    max_green: int = Field(
+        default=60, ge=2, description="seconds of longest green where the program's maxDur is not sensible"
+    )
+    yellow_seconds: int = Field(
+        default=3, ge=1, description="yellow inserted where a program changes greens without one"
+    )
+    detection_range: float = Field(
+        default=150.0, gt=0, description="metres before the stop line within which vehicles are seen"
+    )
+    outcome_scope: Literal["network", "neighbourhood"] = Field(
+        default="network", description="measure the whole network, or the junction's own approaches and exits"
+    )
+    cost_weights: dict[str, float] = _COST
+    save_states: bool = Field(
+        default=True, description="keep under states/ what brings every row's instant back exactly, a small file a run"
+    )
+    branch_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="a branch that takes longer is recorded as failed"
+    )
+    max_workers: int = _WORKERS
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        limits = _green_problems(self.min_green, self.max_green, self.extend_seconds)
+        _raise(limits + _cost_weight_problems(self.cost_weights))
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BaseModelConfig(StageConfig):
+    """Settings of `grpo base-model`: the small base model, from random weights."""
+
+    STAGE: ClassVar[str] = "base-model"
+    output_dir: str = Field(default="model/base_model", min_length=1, description="folder of the base model")
+    hidden_size: int = Field(default=96, ge=32, multiple_of=32, description="width; one attention head for every 32")
+    intermediate_size: int = Field(default=256, ge=32, description="width of the feed-forward layers")
+    layers: int = Field(default=4, ge=1, description="transformer layers")
+    fact_steps: int = Field(default=5000, ge=1, description="steps that learn to answer facts about random states")
+    decision_steps: int = Field(
+        default=2500, ge=1, description="steps that learn the answer format and a rough prior, facts kept alive"
+    )
+    batch_size: int = Field(default=256, ge=2, multiple_of=2, description="random states in one step")
+    learning_rate: float = Field(default=3e-3, gt=0, lt=1, description="peak learning rate of both parts")
+    evaluation_states: int = Field(default=2048, ge=1, description="fresh states on which the result is measured")
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SFTDataConfig(StageConfig):
+    """Settings of `grpo sft-data`: dataset rows become labelled conversations."""
+
+    STAGE: ClassVar[str] = "sft-data"
+    dataset_path: str = Field(
+        default="data/grpo_datasets", min_length=1, description="dataset file or folder of `grpo generate`"
+    )
+    output_path: str = Field(
+        default="data/sft_datasets/sft_dataset.json",
+        min_length=1,
+        description="file to write; a manifest goes beside it",
+    )
+    labels: Literal["oracle", "max_pressure", "random"] = Field(
+        default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"
+    )
+    min_advantage: float = Field(
+        default=0.0,
+        ge=0,
+        description="rows whose actions differ by less than this cost teach no label and are left out",
+    )
+    validation_fraction: float = Field(
+        default=0.15, gt=0, lt=1, description="share of the scenarios (at least one) held out for validation"
+    )
+    prompt_language: Literal["en", "zh"] = _LANGUAGE
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+
+_BACKEND: Any = Field(
+    default="auto", description="`unsloth` needs a GPU, `transformers` runs anywhere, `auto` takes unsloth where it can"
+)
+_LORA_RANK: Any = Field(
+    default=16,
+    ge=0,
+    description="rank of the LoRA adapters; 0 trains every weight, as do models below full_training_below",
+)
+_LORA_ALPHA: Any = Field(default=32, ge=1, description="scale of the LoRA adapters: alpha / rank")
+_LORA_TARGETS: Any = Field(
+    default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    min_length=1,
+    description="modules that get an adapter",
+)
+_FULL_BELOW: Any = Field(
+    default=50_000_000, ge=0, description="models with fewer parameters than this train in full instead of by LoRA"
+)
+_MAX_SEQ: Any = Field(default=2048, ge=16, description="longest prompt plus answer, in tokens")
+_REPORT: Any = Field(
+    default_factory=lambda: ["none"],
+    description="where metrics go besides the log: none, tensorboard, wandb, trackio, ...",
+)
+_RESUME: Any = Field(
+    default="auto",
+    description="`auto` goes on from the newest checkpoint of an unfinished run with the same settings, "
+    "`never` starts over, or the path of a checkpoint",
+)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SFTTrainingConfig(StageConfig):
+    """Settings of `grpo sft`: teach the answer format and a first policy."""
+
+    STAGE: ClassVar[str] = "sft"
+    model_path: str = Field(
+        default="embedded", min_length=1, description="`embedded` (the shipped model), a folder, or a hub id"
+    )
+    dataset_path: str = Field(
+        default="data/sft_datasets/sft_dataset.json", min_length=1, description="file of `grpo sft-data`"
+    )
+    output_dir: str = Field(default="model/sft_model", min_length=1, description="folder of the trained model")
+    max_seq_length: int = _MAX_SEQ
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1, description="peak learning rate")
+    batch_size: int = Field(default=16, ge=1, description="rows of one forward pass")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="forward passes of one optimizer step")
+    num_train_epochs: float = Field(default=2.0, gt=0, description="passes over the training rows")
+    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")
+    warmup_steps: int = Field(default=10, ge=0, description="steps until the learning rate reaches its peak")
+    logging_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics")
+    save_steps: int = Field(default=200, ge=1, description="steps between two checkpoints")
+    optim: str = Field(
+        default="adamw_8bit", min_length=1, description="optimizer; adamw_8bit becomes adamw_torch without a GPU"
+    )
+    format_floor: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="least share of well-formed answers; below it GRPO is pointless and the stage stops",
+    )
+    max_new_tokens: int = Field(default=50, ge=1, description="longest answer when the result is checked")
+    evaluation_rows: int = Field(default=500, ge=1, description="held-out rows on which the result is checked")
+    lora_rank: int = _LORA_RANK
+    lora_alpha: int = _LORA_ALPHA
+    lora_target_modules: list[str] = _LORA_TARGETS
+    full_training_below: int = _FULL_BELOW
+    backend: Literal["auto", "unsloth", "transformers"] = _BACKEND
+    report_to: list[str] = _REPORT
+    resume_from_checkpoint: str = _RESUME
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GRPOTrainingConfig(StageConfig):
+    """Settings of `grpo train` (grpo/training.py): GRPO from an SFT model."""
+
+    STAGE: ClassVar[str] = "train"
+    model_path: str = Field(
+        default="model/sft_model", min_length=1, description="SFT model to start from: a folder or a hub id"
+    )
+    max_seq_length: int = _MAX_SEQ
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak learning rate")
+    batch_size: int = Field(default=2, ge=1, description="completions of one forward pass on one device")
+    gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
+    num_generations: int = Field(
+        default=4, ge=2, description="completions sampled for each prompt: the size of a group"
+    )
+    temperature: float = Field(default=0.9, gt=0, le=10, description="sampling temperature")
+    kl_coeff: float = Field(
+        default=0.1, ge=0, description="weight of the KL term to the SFT model (TRL's beta); 0 drops it"
+    )
+    max_new_tokens: int = Field(default=50, ge=1, description="longest completion, in tokens")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="nucleus sampling: share of the probability mass kept")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="sampling penalty for tokens already seen; 1 is none"
+    )
+    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the dataset")
+    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")
+    warmup_steps: int = Field(default=10, ge=0, description="steps until the learning rate reaches its peak")
+    logging_steps: int = Field(default=5, ge=1, description="steps between two lines of metrics")
+    save_steps: int = Field(default=50, ge=1, description="steps between two checkpoints")
+    optim: str = Field(
+        default="adamw_8bit", min_length=1, description="optimizer; adamw_8bit becomes adamw_torch without a GPU"
+    )
+    format_weight: float = Field(default=1.0, gt=0, description="weight of the format reward in the total")
+    tsc_weight: float = Field(default=1.0, ge=0, description="weight of the traffic reward in the total")
+    format_strict: float = Field(default=1.0, description="format reward of an answer that is exactly the JSON object")
+    format_partial: float = Field(
+        default=-0.5, description="format reward where a decision can only be found by format_regex"
+    )
+    format_invalid: float = Field(default=-2.0, description="format reward where no decision, or both, can be found")
+    format_regex: str = Field(
+        default=DEFAULT_PARTIAL_REGEX,
+        min_length=1,
+        description="finds the decision of a partial answer; group 1 is yes or no",
+    )
+    tsc_scale: float | Literal["auto"] = Field(
+        default="auto",
+        description="cost difference worth tanh(1); `auto` takes the median of the dataset's differences",
+    )
+    cost_weights: dict[str, float] = _COST
+    max_workers: int = _WORKERS
+    extend_seconds: int = Field(
+        default=5,
+        ge=1,
+        le=60,
+        description="seconds that one `yes` keeps the green; rows made with another value are refused",
+    )
+    dataset_path: str = Field(
+        default="data/grpo_datasets", min_length=1, description="dataset file or folder of `grpo generate`"
+    )
+    validation_rows: int = Field(
+        default=128,
+        ge=0,
+        description="rows held out (at most a fifth) and answered greedily at every checkpoint; the checkpoint with "
+        "the best reward becomes the result; 0 keeps the last one",
+    )
+    output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
+    prompt_language: Literal["en", "zh"] = _LANGUAGE
+    lora_rank: int = _LORA_RANK
+    lora_alpha: int = _LORA_ALPHA
+    lora_target_modules: list[str] = _LORA_TARGETS
+    full_training_below: int = _FULL_BELOW
+    backend: Literal["auto", "unsloth", "transformers"] = _BACKEND
+    report_to: list[str] = _REPORT
+    resume_from_checkpoint: str = _RESUME
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        problems = []
+        completions = self.batch_size * self.gradient_accumulation_steps
+        if completions % self.num_generations:
+            problems.append(
+                f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps} = "
+                f"{completions} is not divisible by num_generations = {self.num_generations}"
+            )
+        if not self.format_strict > self.format_partial > self.format_invalid:
+            problems.append("format_strict, format_partial, format_invalid: must fall in this order")
+        worst_valid = self.format_weight * self.format_partial - self.tsc_weight
+        if self.format_weight * self.format_invalid >= worst_valid:
+            problems.append(
+                f"format_invalid: {self.format_invalid} makes an invalid answer as good as the worst valid one; with "
+                f"these format_weight, format_partial and tsc_weight it must be below "
+                f"{worst_valid / self.format_weight:g}"
+            )
+        if self.tsc_scale != "auto" and not self.tsc_scale > 0:
+            problems.append(f"tsc_scale: {self.tsc_scale} must be positive or `auto`")
+        try:
+            groups = re.compile(self.format_regex).groups
+        except re.error as error:
+            problems.append(f"format_regex: not a regular expression ({error})")
+        else:
+            if groups < 1:
+                problems.append("format_regex: has no group; group 1 must match yes or no")
+        if self.max_steps == 0:
+            problems.append("max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs")
+        _raise(problems + _cost_weight_problems(self.cost_weights))
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationConfig(StageConfig):
+    """Settings of `grpo evaluate`: closed loop, every policy on the same traffic."""
+
+    STAGE: ClassVar[str] = "evaluate"
+    scenario: list[str] = Field(
+        default_factory=lambda: ["data/scenarios/test"],
+        min_length=1,
+        description=".sumocfg files, or folders searched for them",
+    )
+    policy: list[str] = Field(
+        default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
+        min_length=1,
+        description="fixed_time, actuated, a rule policy (max_pressure, queue_pressure, delay_balance, random), "
+        "or a model folder",
+    )
+    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1, description="SUMO seeds of the episodes")
+    output: str = Field(
+        default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
+    )
+    extend_seconds: int = _EXTEND
+    min_green: int = Field(
+        default=5, ge=1, description="seconds of least green where the program's minDur is not sensible"
+    )
+    max_green: int = Field(
+        default=60, ge=2, description="seconds of longest green where the program's maxDur is not sensible"
+    )
+    yellow_seconds: int = Field(
+        default=3, ge=1, description="yellow inserted where a program changes greens without one"
+    )
+    detection_range: float = Field(
+        default=150.0, gt=0, description="metres before the stop line within which vehicles are seen"
+    )
+    time_to_teleport: int = Field(
+        default=-1, ge=-1, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
+    )
+    episode_timeout_seconds: float = Field(
+        default=900.0, gt=0, description="an episode that takes longer is recorded as failed"
+    )
+    max_workers: int = _WORKERS
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        _raise(_green_problems(self.min_green, self.max_green, self.extend_seconds))
+        return self
+
+
+def load_config(path: str | Path | None, cls: type[C] | None = None, overrides: Mapping[str, Any] | None = None) -> C:
+    """Read a YAML file into ``cls`` (default :class:`GRPOTrainingConfig`); ``overrides`` beat the file.
+
+    Raises :class:`ConfigError` with one line for every problem of the file and the overrides together.
+    """
+    return read_config(path, cls or GRPOTrainingConfig, overrides)  # type: ignore[return-value, type-var]

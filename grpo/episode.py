@@ -1,0 +1,150 @@
+"""One closed-loop episode: the simulation in a fresh process of its own, the policy in the calling one.
+
+SUMO's choices can depend on where its objects lie in memory, so a second simulation in the same process, or one
+beside a loaded model, is not exactly the first (seen: 43.0 s and 44.1 s of mean delay for one seed). Started
+alone in a fresh process it is the same every time and for every policy, and a crash in it leaves the policy's
+process, with its loaded model, as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from .baselines import Policy
+from .errors import GrpoError, ScenarioError
+from .sumo_interface import ProgramKind, SignalSettings, TrafficSimulation
+from .tripinfo import TripMeasures, output_arguments, read_measures
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What is simulated: a scenario, a seed, and who is to drive its lights."""
+
+    sumocfg: Path
+    seed: int
+    program: ProgramKind
+    settings: SignalSettings
+    time_to_teleport: int
+    """Seconds; -1 is never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """What an episode gave: the traffic measures, and how long each batch of decisions took."""
+
+    measures: TripMeasures
+    decisions: int
+    batch_ms: list[float]
+
+
+def run_episode(episode: Episode, policy: Policy | None, *, timeout_s: float) -> Drive:
+    """Run ``episode`` to its end; ``policy`` decides where its program is ``controlled``.
+
+    Raises :class:`ScenarioError` with SUMO's own message where it fails, crashes or runs past ``timeout_s``
+    (seconds of real time).
+    """
+    deadline = time.monotonic() + timeout_s
+    # The hash seed is fixed and the import path is ours: nothing of the caller's state reaches the simulation.
+    environment = os.environ | {
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+    with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
+        ours, theirs = Pipe()
+        with ours, (Path(folder) / "stderr.txt").open("w+", encoding="utf-8", errors="replace") as said:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "grpo.episode", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=environment,
+            )
+            theirs.close()
+            try:
+                ours.send((episode, Path(folder)))
+                return _serve(ours, policy, deadline, timeout_s)
+            except ConnectionError:
+                ours.close()
+                child.wait()
+                said.seek(0)
+                raise ScenarioError(_crash_message(episode, child.returncode, said.read())) from None
+            finally:
+                child.kill()
+                child.wait()
+
+
+def _serve(connection: Connection, policy: Policy | None, deadline: float, timeout_s: float) -> Drive:
+    """Answer the simulation's questions until it sends its measures; raises ``ConnectionError`` where it dies."""
+    decisions = 0
+    batch_ms: list[float] = []
+    while True:
+        if not connection.poll(max(0.0, deadline - time.monotonic())):
+            raise ScenarioError(f"took longer than {timeout_s:g} s; raise episode_timeout_seconds")
+        try:
+            kind, content = connection.recv()
+        except EOFError:
+            raise ConnectionResetError from None
+        if kind == "failed":
+            raise ScenarioError(content)
+        if kind == "measures":
+            return Drive(content, decisions, batch_ms)
+        start = time.perf_counter()
+        answers = policy.decide(content) if policy is not None else []
+        batch_ms.append(1000.0 * (time.perf_counter() - start))
+        decisions += len(answers)
+        connection.send([answer.action for answer in answers])
+
+
+def _crash_message(episode: Episode, code: int, said: str) -> str:
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    reason = (said.strip().splitlines() or [f"see whether `sumo -c {episode.sumocfg}` runs"])[-1].strip()
+    return f"the simulation's process died ({how}): {reason}"
+
+
+# ---------------------------------------------------------------------- in the simulation's own process
+
+
+def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
+    """Simulate ``episode``, asking over ``connection`` for the actions of every second's batch of due lights."""
+    arguments = output_arguments(folder)
+    if episode.time_to_teleport >= 0:
+        arguments += ["--time-to-teleport", str(episode.time_to_teleport)]
+    with TrafficSimulation(
+        episode.sumocfg,
+        seed=episode.seed,
+        program=episode.program,
+        settings=episode.settings,
+        extra_args=arguments,
+    ) as simulation:
+        while not simulation.finished:
+            if connection.poll():  # nothing is ever sent unasked: the caller is gone
+                raise SystemExit(1)
+            if due := simulation.due():
+                connection.send(("due", due))
+                for observation, action in zip(due, connection.recv(), strict=True):
+                    simulation.apply(observation.junction_id, action)
+            simulation.step()
+    return read_measures(folder)
+
+
+def _child(descriptor: int) -> None:
+    with Connection(descriptor) as connection:
+        episode, folder = connection.recv()
+        try:
+            connection.send(("measures", simulate(episode, folder, connection)))
+        except GrpoError as error:
+            connection.send(("failed", str(error)))
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]))

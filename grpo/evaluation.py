@@ -1,0 +1,259 @@
+"""Stage `grpo evaluate`: closed loop, every policy on the same traffic.
+
+One episode is one policy on one scenario with one seed. Each simulation runs in a fresh process of its own
+(see ``episode.py``); each worker process loads a language model once. Finished episodes are kept in
+``episodes.jsonl`` while the stage works, so that an interrupted run goes on where it stopped. Results are
+``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` in the output folder, and the table on stdout.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from .baselines import RULE_POLICIES, Policy, make_rule_policy
+from .config import EvaluationConfig
+from .console import progress_bar
+from .episode import Drive, Episode, run_episode
+from .errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
+from .files import claim_output, write_json, write_manifest
+from .model import EMBEDDED, is_local, resolve_model
+from .records import EpisodeResult
+from .report import BASELINES, MEASURES, Summary, print_report, summarise, write_csv
+from .scenario import find_scenarios, unique_names
+from .settings import parse_config
+from .sumo_interface import ProgramKind, SignalSettings
+from .workers import run_isolated
+
+_PROGRAMS: dict[str, ProgramKind] = {"fixed_time": "own", "actuated": "actuated"}
+_KEPT = "episodes.jsonl"
+_LOADING_S = 300.0
+"""Real time that a worker may take, over that of the episode, to load a model."""
+
+Task = tuple[str, str, int]
+"""Policy, scenario, seed."""
+
+
+def evaluate(config: EvaluationConfig) -> tuple[list[EpisodeResult], list[Summary]]:
+    """Run every episode of ``config`` and write the results; returns the episodes and their summary.
+
+    Episodes come in the order scenario, policy, seed. One that fails is recorded with its ``error`` and costs only
+    itself. Raises :class:`GrpoError` before anything is written for a policy or scenario that does not exist, and
+    where every episode failed.
+    """
+    policies = list(dict.fromkeys(config.policy))
+    inputs = {policy: _fingerprint(policy) for policy in policies if policy not in BASELINES}
+    scenarios = unique_names(find_scenarios(config.scenario))
+    inputs |= {name: _digest(_scenario_files(path)) for name, path in scenarios.items()}
+    tasks: list[Task] = [
+        (policy, name, seed) for name in scenarios for policy in policies for seed in dict.fromkeys(config.seeds)
+    ]
+
+    output = Path(config.output)
+    resumed = claim_output(
+        output,
+        config.to_dict() | {"inputs": inputs},
+        if_finished=config.if_finished,
+        ignore=("max_workers", "episode_timeout_seconds"),
+    )
+    done = _read_kept(output / _KEPT) if resumed else {}
+    _run_missing(config, tasks, scenarios, done, output / _KEPT)
+
+    episodes = [done[task] for task in tasks]
+    failed = [episode for episode in episodes if episode.error is not None]
+    if len(failed) == len(episodes):
+        first = failed[0]
+        raise ScenarioError(f"every episode failed; {first.policy} on {first.scenario}: {first.error}")
+    summary = summarise(episodes, seed=config.seed)
+    _write_results(output, episodes, summary)
+    write_manifest(output, config.STAGE, config.to_dict(), inputs=inputs, episodes=len(episodes), failed=len(failed))
+    (output / _KEPT).unlink()
+    return episodes, summary
+
+
+def _run_missing(
+    config: EvaluationConfig,
+    tasks: Sequence[Task],
+    scenarios: dict[str, Path],
+    done: dict[Task, EpisodeResult],
+    kept: Path,
+) -> None:
+    """Run the tasks that are not ``done`` yet, adding each to ``done`` and to the file ``kept``."""
+    missing = [task for task in tasks if task not in done]
+    # Language models first: their episodes are the long ones, and a worker changes its model as seldom as can be.
+    missing.sort(key=lambda task: (task[0] in BASELINES, list(dict.fromkeys(config.policy)).index(task[0])))
+    calls = [(config, task, scenarios[task[1]]) for task in missing]
+    with progress_bar("episodes", total=len(tasks), done=len(tasks) - len(missing)) as advance:
+        finished = run_isolated(
+            _play,
+            calls,
+            max_workers=config.max_workers,
+            timeout_s=config.episode_timeout_seconds + _LOADING_S,
+        )
+        for index, value, error in finished:
+            task = missing[index]
+            episode = value if error is None else _failure(task, error)
+            done[task] = episode
+            _keep(kept, episode)
+            delay = f"{episode.avg_delay_s:.1f} s/veh" if episode.error is None else f"failed: {episode.error}"
+            advance(f"{task[0]} on {task[1]}, seed {task[2]}: {delay}")
+
+
+# ---------------------------------------------------------------------- in a worker process
+
+
+def _play(config: EvaluationConfig, task: Task, sumocfg: Path) -> EpisodeResult:
+    """Run one episode; raises :class:`GrpoError` where it fails."""
+    name, scenario, seed = task
+    program = _PROGRAMS.get(name, "controlled")
+    settings = SignalSettings(
+        config.extend_seconds, config.min_green, config.max_green, config.yellow_seconds, config.detection_range
+    )
+    policy: Policy | None = None
+    if name in RULE_POLICIES:
+        policy = make_rule_policy(name, seed=Random(f"{config.seed}/{scenario}/{seed}").getrandbits(32))
+    elif program == "controlled":
+        policy = _language_model(name)
+    fallbacks = getattr(policy, "fallbacks", 0)
+    drive = run_episode(
+        Episode(sumocfg, seed, program, settings, config.time_to_teleport),
+        policy,
+        timeout_s=config.episode_timeout_seconds,
+    )
+    if fell_back := getattr(policy, "fallbacks", 0) - fallbacks:
+        # A rule kept the lights going; its driving must not be counted as the model's.
+        raise ModelError(f"the model gave no decision at {fell_back} of {drive.decisions} decision points")
+    return _result(task, drive)
+
+
+@lru_cache(maxsize=1)
+def _language_model(name: str) -> Policy:
+    """The policy of a model, loaded once in this process."""
+    from .policy import make_policy
+
+    return make_policy(name, seed=0)
+
+
+def _result(task: Task, drive: Drive) -> EpisodeResult:
+    policy, scenario, seed = task
+    p50 = p99 = None
+    if drive.batch_ms:
+        import numpy as np
+
+        p50, p99 = (float(value) for value in np.percentile(drive.batch_ms, [50, 99]))
+    measures = asdict(drive.measures) | {"decision_ms_p50": p50, "decision_ms_p99": p99}
+    rounded: dict[str, Any] = {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in measures.items()
+    }
+    return EpisodeResult(policy, scenario, seed, decisions=drive.decisions, **rounded)
+
+
+def _failure(task: Task, error: BaseException) -> EpisodeResult:
+    """A failed episode; its error in one line."""
+    from pebble import ProcessExpired
+
+    if isinstance(error, GrpoError):
+        text = str(error)
+    elif isinstance(error, TimeoutError):
+        text = "the policy did not answer in time; raise episode_timeout_seconds"
+    elif isinstance(error, ProcessExpired):
+        text = f"the policy's process died (exit code {error.exitcode}); was there memory enough?"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    policy, scenario, seed = task
+    unknown: dict[str, Any] = dict.fromkeys((*MEASURES, "gridlocked"))
+    return EpisodeResult(policy, scenario, seed, **unknown, error=" ".join(text.split()))
+
+
+# ---------------------------------------------------------------------- input
+
+
+def _fingerprint(policy: str) -> str:
+    """What a model's folder holds, as a digest; raises where the policy is none that there is."""
+    if policy != EMBEDDED and "/" not in policy and not Path(policy).exists():
+        near = difflib.get_close_matches(policy, (*BASELINES, EMBEDDED), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"give {', '.join(BASELINES)}, {EMBEDDED} or a model folder"
+        raise ConfigError([f"policy: no policy '{policy}'; {hint}"])
+    model = resolve_model(policy, made_by="grpo train")
+    if not is_local(model):
+        raise ModelError(f"{policy}: no such model folder; make it with `grpo train`, or give a downloaded one")
+    return _digest(file for file in Path(model).iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+
+
+def _scenario_files(sumocfg: Path) -> list[Path]:
+    return [sumocfg, *sumocfg.parent.glob("*.xml"), *sumocfg.parent.glob("*.xml.gz")]
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """One digest of the files' names and contents."""
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as content:
+            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+# ---------------------------------------------------------------------- output
+
+
+def _keep(path: Path, episode: EpisodeResult) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(episode), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None
+
+
+def _read_kept(path: Path) -> dict[Task, EpisodeResult]:
+    """The episodes of an interrupted run that worked; the failed ones are tried again."""
+    kept = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            episode = EpisodeResult(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # the line at which the run was killed
+        if episode.error is None:
+            kept[episode.policy, episode.scenario, episode.seed] = episode
+    return kept
+
+
+def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Sequence[Summary]) -> None:
+    from .chart import draw_chart
+
+    write_json(
+        output / "evaluation.json", {"episodes": [asdict(episode) for episode in episodes], "summary": list(summary)}
+    )
+    write_csv(output / "evaluation.csv", episodes)
+    draw_chart(output / "evaluation.png", episodes, summary)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the stage."""
+    config = parse_config(EvaluationConfig, argv, description=(__doc__ or "").splitlines()[0])
+    episodes, summary = evaluate(config)
+    from rich.console import Console
+
+    # Off a terminal rich takes 80 columns and would cut the tables.
+    print_report(Console() if sys.stdout.isatty() else Console(width=160), summary)
+    for episode in episodes:
+        if episode.error is not None:
+            print(
+                f"failed: {episode.policy} on {episode.scenario}, seed {episode.seed}: {episode.error}",
+                file=sys.stderr,
+            )
+    print(f"results in {config.output}: evaluation.json, evaluation.csv, evaluation.png", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,402 @@
+"""Language models: where they come from, how they are loaded for training and for answering, how they are saved.
+
+The only module that imports Unsloth. Unsloth has to come before trl, transformers and peft, so a stage calls
+:func:`choose_backend` (or :func:`load_for_training`) before it imports any of them. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from .checkpoints import disk_errors
+from .errors import ConfigError, ModelError
+from .files import write_json
+from .prompt_builder import Language
+from .tokenizer_check import check_round_trip, check_tokenizer_file
+
+if TYPE_CHECKING:
+    from .config import GRPOTrainingConfig, SFTTrainingConfig
+
+Backend = Literal["unsloth", "transformers"]
+
+EMBEDDED = "embedded"
+"""The ``model_path`` that means the base model shipped in the package."""
+
+CARD = "scu_tsc.json"
+"""File in a model's folder that says what the model was trained for."""
+
+_EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded_model"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LOCAL_PREFIXES = ("model/", "models/", "data/", "results/")
+
+_SMALL = 50_000_000
+
+log = logging.getLogger(__name__)
+
+
+def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
+    """Turn ``embedded``, a folder or a hub id into what the loaders take; raises :class:`ModelError`.
+
+    ``org/name`` is a hub id unless it can be a folder: it exists, its first part is a folder here, or it starts
+    with one of the project's own output folders (``model/``, ...). ``made_by`` is the command that makes the
+    folder, for the message where it is absent.
+    """
+    if model_path == EMBEDDED:
+        if not (_EMBEDDED_FOLDER / "config.json").is_file():
+            raise ModelError(f"{_EMBEDDED_FOLDER}: the shipped model is missing; rebuild it with `grpo base-model`")
+        return str(_EMBEDDED_FOLDER)
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            hint = f"finish `{made_by}`" if made_by else "give the folder of a saved model"
+            raise ModelError(f"{path}: holds neither config.json nor adapter_config.json; {hint}")
+        return str(path)
+    if path.exists():
+        raise ModelError(f"{path}: is a file; give the folder of a saved model")
+    local = model_path.startswith(_LOCAL_PREFIXES) or Path(model_path.split("/")[0]).is_dir()
+    if _HUB_ID.fullmatch(model_path) and not local:
+        return model_path
+    hint = f"make it with `{made_by}`, or give" if made_by else "give"
+    raise ModelError(f"{path}: no such model folder; {hint} another folder, a hub id (org/name) or `{EMBEDDED}`")
+
+
+def is_local(model: str) -> bool:
+    """Whether a resolved model is a folder and not a hub id."""
+    return Path(model).is_dir()
+
+
+def choose_backend(setting: Literal["auto", "unsloth", "transformers"]) -> Backend:
+    """Decide who loads the model for training, and import Unsloth where it is to be.
+
+    ``auto`` takes Unsloth where a GPU and the package are there. Raises :class:`ModelError` where Unsloth is asked
+    for and cannot be had.
+    """
+    if setting == "transformers":
+        return "transformers"
+    lacking = "a CUDA GPU" if not _has_gpu() else "the package unsloth" if find_spec("unsloth") is None else None
+    if lacking:
+        if setting == "unsloth":
+            raise ModelError(
+                f"backend: unsloth needs {lacking}, which is not here; install scu-tsc[gpu] on a GPU machine, "
+                "or set backend to transformers"
+            )
+        return "transformers"
+    try:
+        with _stdout_to_stderr():
+            import unsloth  # noqa: F401
+    except Exception as error:  # whatever its patches run into: a version clash must not end an `auto` run
+        if setting == "unsloth":
+            raise ModelError(f"backend: unsloth cannot be imported ({_first_line(error)})") from None
+        log.warning("unsloth cannot be imported (%s); going on with transformers", _first_line(error))
+        return "transformers"
+    return "unsloth"
+
+
+def choose_optimizer(optim: str) -> str:
+    """``optim`` where it can run here; an 8-bit one without a GPU or bitsandbytes becomes ``adamw_torch``.
+
+    Raises :class:`ConfigError` for a name that the trainer does not know.
+    """
+    from transformers.training_args import OptimizerNames
+
+    names = [member.value for member in OptimizerNames]
+    if optim not in names:
+        raise ConfigError([f"optim: unknown optimizer '{optim}'; one of {', '.join(names)}"])
+    if "8bit" in optim and not (_has_gpu() and find_spec("bitsandbytes")):
+        log.warning("optimizer %s needs a CUDA GPU and bitsandbytes; using adamw_torch", optim)
+        return "adamw_torch"
+    return optim
+
+
+def precision_arguments() -> dict[str, bool]:
+    """The trainer's arguments about device and number format on this machine."""
+    if not _has_gpu():
+        return {"use_cpu": True, "bf16": False, "fp16": False}
+    bf16 = _gpu_has_bf16()
+    return {"use_cpu": False, "bf16": bf16, "fp16": not bf16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be trained, its tokenizer, and who loaded it."""
+
+    model: Any
+    tokenizer: Any
+    backend: Backend
+
+
+def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedModel:
+    """Load ``config.model_path`` with fresh LoRA adapters, or with every weight trainable.
+
+    An adapter folder is merged into its base first, so that the policy without the fresh adapters, which is the
+    KL reference, is the policy that was saved. LoRA is attached where ``lora_rank`` > 0 and the model has at least
+    ``full_training_below`` parameters. Raises :class:`ModelError`.
+    """
+    source = resolve_model(config.model_path, made_by="grpo sft" if config.STAGE == "train" else None)
+    backend = choose_backend(config.backend)
+    from transformers import set_seed
+
+    set_seed(config.seed)  # the adapters start from random numbers
+    base, adapter = _base_and_adapter(source)
+    tokenizer = _load_tokenizer(source)
+    parameters = _parameter_count(base)
+    lora = config.lora_rank > 0 and parameters >= config.full_training_below
+    _limit_threads(parameters)
+    half = lora and _has_gpu() and _gpu_has_bf16()
+    if backend == "unsloth":
+        model = _load_with_unsloth(base, config, half=half, full=not lora)
+    else:
+        model = _load_causal_lm(base, half=half)
+        if _has_gpu():
+            model.to("cuda")
+    if adapter is not None:
+        model = _merge_adapter(model, adapter)
+    model = _add_lora(model, config, backend) if lora else model.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"{config.model_path}: no parameter is trainable; set lora_rank to 0 or name other modules")
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model, tokenizer, backend)
+
+
+def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]:
+    """Model and tokenizer ready to answer: evaluation mode, adapters merged, fp32 on a CPU and bf16 on a GPU.
+
+    ``device`` is ``auto`` (a GPU if there is one) or a torch device. Raises :class:`ModelError`.
+    """
+    source = resolve_model(model_path)
+    if device == "auto":
+        device = "cuda" if _has_gpu() else "cpu"
+    base, adapter = _base_and_adapter(source)
+    tokenizer = _load_tokenizer(source)
+    model = _load_causal_lm(base, half=device.startswith("cuda") and _gpu_has_bf16())
+    if adapter is not None:
+        model = _merge_adapter(model, adapter)
+    model.to(device).eval().requires_grad_(False)
+    return model, tokenizer
+
+
+def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, prompt_language: Language) -> None:
+    """Save ``model`` with its adapters merged, and ``tokenizer``, for plain transformers; ``model`` stays as it is.
+
+    The files are written into a folder beside their place and then moved, ``config.json`` last: a killed save
+    leaves a folder that :func:`resolve_model` refuses. Raises :class:`OutputError` where it cannot be written and
+    :class:`ModelError` where the saved tokenizer does not give the same tokens back.
+    """
+    folder = Path(folder)
+    part = folder / "saving.part"
+    plain, state = _plain_state(model)
+    try:
+        with disk_errors(folder):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            plain.save_pretrained(part, state_dict=state)
+            tokenizer.save_pretrained(part)
+            write_json(part / CARD, {"prompt_language": prompt_language})
+            check_round_trip(tokenizer, part)
+            (folder / "config.json").unlink(missing_ok=True)
+            for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def prompt_language_of(folder: str | Path) -> Language:
+    """Language of the system prompt that the model in ``folder`` was trained with; ``en`` where nothing says."""
+    path = Path(folder) / CARD
+    if not path.is_file():
+        return "en"
+    try:
+        language = json.loads(path.read_text(encoding="utf-8"))["prompt_language"]
+    except (OSError, ValueError, KeyError, TypeError):
+        language = None
+    if language not in get_args(Language):
+        raise ModelError(f"{path}: names no prompt_language of {', '.join(get_args(Language))}; save the model again")
+    return language
+
+
+# Loading
+
+
+def _base_and_adapter(source: str) -> tuple[str, str | None]:
+    """The model with the weights, and the adapter folder that lies on top of it, if any."""
+    settings = Path(source) / "adapter_config.json"
+    if not settings.is_file() or (Path(source) / "config.json").is_file():
+        return source, None
+    try:
+        base = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return resolve_model(base), source
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{settings}: does not name its base model; save the adapter again") from None
+
+
+def _load_causal_lm(base: str, *, half: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _one_line_errors(base):
+        return AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
+        )
+
+
+def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig, *, half: bool, full: bool) -> Any:
+    import torch
+    from unsloth import FastLanguageModel
+
+    with _one_line_errors(base), _stdout_to_stderr():
+        model, _ = FastLanguageModel.from_pretrained(
+            base,
+            max_seq_length=config.max_seq_length,
+            dtype=torch.bfloat16 if half else torch.float32,
+            load_in_4bit=False,
+            full_finetuning=full,
+        )
+    return model
+
+
+def _load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    with _one_line_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_local(source))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{source}: the tokenizer has no chat template; give an instruction-tuned model")
+    if is_local(source):
+        check_tokenizer_file(tokenizer, Path(source))
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _merge_adapter(model: Any, adapter: str) -> Any:
+    """``model`` with the adapter's weights added in."""
+    from peft import PeftModel
+
+    with _one_line_errors(adapter):
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _add_lora(model: Any, config: SFTTrainingConfig | GRPOTrainingConfig, backend: Backend) -> Any:
+    try:
+        if backend == "unsloth":
+            from unsloth import FastLanguageModel
+
+            with _stdout_to_stderr():
+                return FastLanguageModel.get_peft_model(
+                    model,
+                    r=config.lora_rank,
+                    lora_alpha=config.lora_alpha,
+                    target_modules=config.lora_target_modules,
+                    use_gradient_checkpointing="unsloth",
+                    random_state=config.seed,
+                )
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules=config.lora_target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(f"lora_target_modules: cannot be adapted in this model ({_first_line(error)})") from None
+
+
+def _parameter_count(base: str) -> int:
+    """Parameters of a model, counted without loading its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _one_line_errors(base), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(base, local_files_only=is_local(base))
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(settings).parameters())
+
+
+def _limit_threads(parameters: int) -> None:
+    """One thread for a small model, unless the user has said: a second one gains little, and on a machine with
+    other work the two wait for each other."""
+    import torch
+
+    if parameters < _SMALL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_bf16_supported()
+
+
+# Saving
+
+
+def _plain_state(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model beneath its adapters, and its weights with the adapters added in; nothing is changed in place."""
+    if not hasattr(model, "peft_config"):
+        return model, model.state_dict()
+    from peft.tuners.lora import LoraLayer
+
+    plain = model.get_base_model()
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in plain.state_dict().items()}
+    for name, module in plain.named_modules():
+        if isinstance(module, LoraLayer):
+            for part in [key for key in state if key.startswith(f"{name}.lora_")]:
+                del state[part]
+            weight = module.get_base_layer().weight
+            for adapter in module.active_adapters:
+                # summed in fp32: the adapters' small steps would be lost between two 16-bit numbers
+                weight = weight.float() + module.get_delta_weight(adapter).float()
+            state[f"{name}.weight"] = weight.to(module.get_base_layer().weight.dtype).detach()
+    return plain, state
+
+
+# Messages
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: str) -> Any:
+    """Turn what a loader raises into a :class:`ModelError` of one line."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except MemoryError:
+        raise ModelError(f"{source}: does not fit into memory; give a smaller model") from None
+    except Exception as error:  # loaders raise anything: OSError, ValueError, SafetensorError, KeyError, ...
+        if not is_local(source):
+            raise ModelError(
+                f"{source}: cannot be fetched from the hub ({_first_line(error)}); check the name and the network, "
+                f"or give a local folder or `{EMBEDDED}`"
+            ) from None
+        raise ModelError(f"{source}: cannot be loaded ({_first_line(error)}); save or make the model again") from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].strip()
+
+
+def _stdout_to_stderr() -> contextlib.redirect_stdout[Any]:
+    """Unsloth prints its banner to stdout, which is for data."""
+    return contextlib.redirect_stdout(sys.stderr)

@@ -1,0 +1,119 @@
+"""What the model reads and what its answer means: rendering and parsing in one file.
+
+Data generation, SFT, GRPO, evaluation and serving all go through this module, so that no two of them
+can disagree about a prompt or an answer. The prompt is a pure function of the observation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from .records import Action, Observation
+
+Language = Literal["en", "zh"]
+
+SYSTEM_PROMPT: dict[Language, str] = {
+    "en": (
+        "You control one traffic light. The JSON below describes its junction at a moment when the current "
+        "green may be kept or ended.\n"
+        "crossing_id: the junction. as_of: simulated time in seconds. phase_order: the green phases in the fixed "
+        "order in which they follow each other; none can be skipped.\n"
+        "state.current_phase_id: the phase that is green now. green_elapsed, min_green, max_green: how long it has "
+        "been green and its limits, in seconds.\n"
+        "state.phase_metrics_by_id: for each phase, starting with the current one, lanes: incoming lanes it serves; "
+        "queue: standing vehicles on them; max_lane_queue: standing vehicles on the fullest lane; arriving: moving "
+        "vehicles that reach the stop line within extend_seconds; approaching: other moving vehicles in sight; "
+        "wait: seconds the longest-standing vehicle has stood; downstream: vehicles on the lanes behind the junction.\n"
+        "Decide what keeps the total delay of all vehicles low. Keeping the green lasts extend_seconds; ending it "
+        "leads through yellow to the next phase of phase_order.\n"
+        'Answer with exactly one JSON object and nothing else: {"extend": "yes"} keeps the current green, '
+        '{"extend": "no"} ends it.\n'
+    ),
+    "zh": (
+        "你控制一个路口的信号灯。下面的 JSON 描述了该路口在可以延长或结束当前绿灯的时刻的状态。\n"
+        "crossing_id:路口编号。as_of:仿真时间(秒)。phase_order:绿灯相位的固定轮转顺序,不能跳过任何相位。\n"
+        "state.current_phase_id:当前为绿灯的相位。green_elapsed、min_green、max_green:该相位已亮绿灯的时间"
+        "及其下限和上限(秒)。\n"
+        "state.phase_metrics_by_id:从当前相位开始逐个给出各相位的数据。lanes:该相位放行的进口车道数;"
+        "queue:这些车道上停着的车辆数;max_lane_queue:其中最长一条车道上停着的车辆数;"
+        "arriving:在 extend_seconds 秒内到达停车线的行驶车辆数;approaching:检测范围内其余行驶车辆数;"
+        "wait:停得最久的车辆已停的秒数;downstream:路口之后车道上的车辆数。\n"
+        "请作出使所有车辆总延误最小的决定。"
+        "延长会使绿灯再保持 extend_seconds 秒;结束则经黄灯进入 phase_order 中的下一相位。\n"
+        "只回答一个 JSON 对象,不要有任何其他内容:"
+        '{"extend": "yes"} 表示延长当前绿灯,{"extend": "no"} 表示结束当前绿灯。\n'
+    ),
+}
+"""The instruction before the input JSON, by language. The one copy of it in the project."""
+
+ANSWERS: dict[Action, str] = {"yes": '{"extend": "yes"}', "no": '{"extend": "no"}'}
+"""The exact answer for each action: what SFT teaches and what decisions are scored on."""
+
+DEFAULT_PARTIAL_REGEX = r"""(?i)["']?extend["']?\s*[:=]\s*["']?(yes|no)\b"""
+"""Finds a decision in an answer that is not exactly the object; group 1 is the action."""
+
+
+def build_prompt(observation: Observation) -> str:
+    """The input JSON: compact, keys in a fixed order, phases starting with the current one."""
+    state = {
+        "current_phase_id": observation.current_phase_id,
+        "green_elapsed": observation.green_elapsed,
+        "min_green": observation.min_green,
+        "max_green": observation.max_green,
+        "phase_metrics_by_id": {name: asdict(metrics) for name, metrics in observation.phases.items()},
+    }
+    document = {
+        "crossing_id": observation.junction_id,
+        "as_of": int(observation.time),
+        "phase_order": observation.phase_order,
+        "extend_seconds": observation.extend_seconds,
+        "state": state,
+    }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def build_messages(prompt: str, language: Language) -> list[dict[str, str]]:
+    """The conversation that a model is given for one input JSON."""
+    return [{"role": "user", "content": SYSTEM_PROMPT[language] + prompt}]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedAnswer:
+    """``level`` says how well the answer keeps the format; ``action`` is ``None`` when it is invalid."""
+
+    level: Literal["strict", "partial", "invalid"]
+    action: Action | None
+
+
+_INVALID = ParsedAnswer("invalid", None)
+
+
+def parse_answer(text: str, partial_regex: str = DEFAULT_PARTIAL_REGEX) -> ParsedAnswer:
+    """Read a decision from a model's answer.
+
+    strict: the whole text is the JSON object with the one key ``extend`` and ``yes`` or ``no`` (white space
+    and letter case tolerated). partial: exactly one decision is found by ``partial_regex`` (group 1).
+    invalid: no decision, or both.
+    """
+
+    def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(pairs) != 1:
+            raise ValueError("not the one key")
+        return dict(pairs)
+
+    try:
+        document = json.loads(text.strip().lower(), object_pairs_hook=no_repeats)
+        value = document.get("extend") if isinstance(document, dict) else None
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, str) and value.strip() in ("yes", "no"):
+        return ParsedAnswer("strict", "yes" if value.strip() == "yes" else "no")
+    found = {word.lower() for match in re.finditer(partial_regex, text) if (word := match.group(1))}
+    if found == {"yes"}:
+        return ParsedAnswer("partial", "yes")
+    if found == {"no"}:
+        return ParsedAnswer("partial", "no")
+    return _INVALID

@@ -1,0 +1,238 @@
+"""Frozen data that crosses files and processes. No behaviour beyond reading, writing and pure arithmetic.
+
+Units: times and durations in seconds of simulated time, counts in vehicles, delays in vehicle-seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import DataError
+
+Action = Literal["yes", "no"]
+ACTIONS: tuple[Action, Action] = ("yes", "no")
+"""``yes`` extends the current green by ``extend_seconds``; ``no`` goes on to the next green of the cycle."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseMetrics:
+    """What detectors within range report for the incoming lanes that one green phase serves."""
+
+    lanes: int
+    """Incoming lanes served."""
+    queue: int
+    """Halting vehicles (speed below 0.1 m/s) on those lanes."""
+    max_lane_queue: int
+    """Halting vehicles on the fullest of those lanes."""
+    arriving: int
+    """Moving vehicles that reach the stop line within ``extend_seconds`` at their present speed."""
+    approaching: int
+    """The other moving vehicles within detection range."""
+    wait: int
+    """Seconds for which the longest-waiting of the halting vehicles has stood."""
+    downstream: int
+    """Vehicles on the lanes that the phase leads to, within the same range behind the junction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One light at one decision point; ``phases`` in cycle order starting with the current phase."""
+
+    junction_id: str
+    time: float
+    phase_order: tuple[str, ...]
+    """Ids of the green phases in the order of the program's cycle."""
+    current_phase_id: str
+    green_elapsed: int
+    min_green: int
+    max_green: int
+    extend_seconds: int
+    phases: dict[str, PhaseMetrics]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A policy's answer to one observation."""
+
+    action: Action
+    confidence: float | None = None
+    """Probability of the action where the policy has one, in [0.5, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the simulator measured over the horizon after one action."""
+
+    delay_veh_s: float
+    """Sum over vehicles and seconds of 1 - v/v_limit, plus one for every vehicle waiting to be inserted."""
+    queue_veh_s: float
+    """Halting vehicles summed over seconds."""
+    waiting_veh_s: float
+    """Standing time accumulated at the end of the horizon by the vehicles then standing."""
+    stops: int
+    """Rises of the halting count, edge by edge and second by second: a lower bound of vehicle stops."""
+    arrivals: int
+    emergency_brakings: int
+    teleports: int
+
+
+@dataclass(frozen=True, slots=True)
+class GRPODataEntry:
+    """One row of a dataset: a decision point and the outcome of every action from that same instant."""
+
+    id: str
+    scenario: str
+    sumocfg: str
+    """Path of the scenario, relative to the dataset's folder."""
+    junction_id: str
+    seed: int
+    simulation_time: float
+    phase_order: tuple[str, ...]
+    current_phase_id: str
+    current_green_elapsed: int
+    min_green: int
+    max_green: int
+    extend_seconds: int
+    can_extend: bool
+    phase_metrics: dict[str, PhaseMetrics]
+    prompt: str
+    """The input JSON that the model reads."""
+    state_file: str | None
+    """Record of the run that brings this instant back, relative to the dataset's folder."""
+    outcomes: dict[Action, Outcome] | None
+    """``None`` where the simulation failed or has not been made yet."""
+    rollout_policy: str
+    horizon_seconds: int
+    outcome_scope: Literal["network", "neighbourhood"]
+    best_action: Action | None
+    advantage: float | None
+    """Cost of ``no`` minus cost of ``yes``: positive where extending is better."""
+
+
+def cost(outcome: Outcome, weights: Mapping[str, float]) -> float:
+    """Weighted sum of an outcome's terms; ``weights`` maps names of :class:`Outcome` fields to factors."""
+    return sum(weight * getattr(outcome, name) for name, weight in weights.items())
+
+
+OUTCOME_TERMS = tuple(field.name for field in fields(Outcome))
+
+
+def advantage_of_extending(outcomes: Mapping[Action, Outcome], weights: Mapping[str, float]) -> float:
+    """C(no) - C(yes): what extending saves, in the units of the cost."""
+    return cost(outcomes["no"], weights) - cost(outcomes["yes"], weights)
+
+
+def best_of(advantage: float) -> Action:
+    """The better action; a tie goes to ``yes``, which needs no yellow."""
+    return "yes" if advantage >= 0 else "no"
+
+
+def observation_of(entry: GRPODataEntry) -> Observation:
+    """The observation that a row was made from: what a policy saw at that instant."""
+    return Observation(
+        junction_id=entry.junction_id,
+        time=entry.simulation_time,
+        phase_order=entry.phase_order,
+        current_phase_id=entry.current_phase_id,
+        green_elapsed=entry.current_green_elapsed,
+        min_green=entry.min_green,
+        max_green=entry.max_green,
+        extend_seconds=entry.extend_seconds,
+        phases=entry.phase_metrics,
+    )
+
+
+def row_to_json(entry: GRPODataEntry) -> dict[str, Any]:
+    """The row as plain JSON data, keys in the order of the fields."""
+    return asdict(entry)
+
+
+def rows_from_json(raw: Iterable[Any], *, source: str) -> list[GRPODataEntry]:
+    """Validate rows; raises :class:`DataError` naming ``source``, the row's index and its field."""
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(GRPODataEntry)
+    rows = []
+    for index, value in enumerate(raw):
+        try:
+            rows.append(adapter.validate_python(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "row"
+            raise DataError(
+                f"{source}: row {index}, field '{field}': {first['msg']} (make it again with `grpo generate`)"
+            ) from None
+    return rows
+
+
+def read_rows(path: Path) -> list[GRPODataEntry]:
+    """Rows of one ``.json`` (a list) or ``.jsonl`` file; raises :class:`DataError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it with `grpo generate`") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; give a JSON or JSONL dataset") from None
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.split("\n"))
+        raw: Any = [_json(line, path, number) for number, line in lines if line.strip()]
+    else:
+        raw = _json(text, path)
+    if not isinstance(raw, list):
+        raise DataError(f"{path}: holds a JSON {type(raw).__name__}, expected a list of rows")
+    return rows_from_json(raw, source=str(path))
+
+
+def _json(text: str, path: Path, lines_before: int = 0) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = lines_before + error.lineno
+        raise DataError(f"{path}: line {line}: not valid JSON ({error.msg})") from None
+
+
+def dataset_files(dataset_path: str | Path) -> list[Path]:
+    """The dataset files under a path: the file itself, or ``*/grpo_dataset.json`` of a folder, sorted."""
+    path = Path(dataset_path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such dataset; make it with `grpo generate --output-dir {path}`")
+    folders = [path, *sorted(path.iterdir())]
+    names = ("grpo_dataset.json", "grpo_dataset.jsonl")
+    found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
+    files = [file for file in found if file.suffix in (".json", ".jsonl")]
+    if not files:
+        raise DataError(f"{path}: holds no grpo_dataset.json; make one with `grpo generate --output-dir {path}`")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """One closed-loop episode: one policy on one scenario with one seed. ``None`` where it failed."""
+
+    policy: str
+    scenario: str
+    seed: int
+    avg_delay_s: float | None
+    """Mean of timeLoss + departDelay over all vehicles, unfinished and never-inserted ones included (RESCO)."""
+    avg_travel_time_s: float | None
+    """From the scheduled departure to the arrival, or to the end of the run."""
+    avg_waiting_s: float | None
+    """Standing on the road and waiting to be inserted."""
+    avg_queue_veh: float | None
+    """Standing vehicles on the road, mean over the seconds of the run."""
+    throughput_veh: int | None
+    stops: int | None
+    teleports: int | None
+    emergency_brakings: int | None
+    gridlocked: bool | None
+    decisions: int | None
+    decision_ms_p50: float | None
+    decision_ms_p99: float | None
+    error: str | None = None
+    """Why the episode failed, one line."""

@@ -1,0 +1,137 @@
+"""Stage ``grpo sft-data``: dataset rows become labelled conversations for SFT.
+
+Not a simulator and not a trainer: it reads what ``grpo generate`` recorded and writes one JSON file.
+Run: ``grpo sft-data --dataset-path data/grpo_datasets --output-path data/sft_datasets/sft_dataset.json``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from grpo.config import SFTDataConfig
+from grpo.errors import DataError, OutputError
+from grpo.files import MANIFEST, RUN, claim_output, write_json, write_manifest
+from grpo.prompt_builder import ANSWERS, build_messages
+from grpo.records import Action, GRPODataEntry, dataset_files, observation_of, read_rows
+from grpo.settings import parse_config
+
+
+def make_sft_data(config: SFTDataConfig) -> Path:
+    """Write the conversations of ``config.dataset_path`` and return the path of the file.
+
+    Each is ``{"id", "scenario", "split", "prompt", "completion", "label", "best_action", "advantage"}``: prompt and
+    completion are message lists, ``label`` is the action that the completion teaches, ``advantage`` (in the units of
+    the dataset's cost) is positive where extending is better. Raises :class:`DataError` where no row can be used
+    and :class:`OutputError` where the file cannot be written or is finished already.
+    """
+    rows = [row for file in dataset_files(config.dataset_path) for row in read_rows(file)]
+    known = [row for row in rows if row.best_action is not None and row.advantage is not None]
+    used = [row for row in known if abs(row.advantage or 0.0) >= config.min_advantage]
+    if not used:
+        raise DataError(
+            f"{config.dataset_path}: of {len(rows)} rows {len(rows) - len(known)} have no outcomes and the others "
+            f"differ by less than min_advantage = {config.min_advantage:g}; generate more, or lower min_advantage"
+        )
+    splits = _split(used, config)
+    labels = _labels(used, config)
+    examples = [
+        {
+            "id": row.id,
+            "scenario": row.scenario,
+            "split": split,
+            "prompt": build_messages(row.prompt, config.prompt_language),
+            "completion": [{"role": "assistant", "content": ANSWERS[label]}],
+            "label": label,
+            "best_action": row.best_action,
+            "advantage": row.advantage,
+        }
+        for row, split, label in zip(used, splits, labels, strict=True)
+    ]
+    counts: dict[str, Any] = {
+        "rows": len(rows),
+        "without_outcomes": len(rows) - len(known),
+        "below_min_advantage": len(known) - len(used),
+        "splits": {
+            split: dict(sorted(Counter(one["label"] for one in examples if one["split"] == split).items()))
+            for split in ("train", "validation")
+        },
+    }
+    path = Path(config.output_path)
+    _claim(path, config)
+    write_json(path, examples)
+    write_manifest(path.parent, config.STAGE, config.to_dict(), **counts)
+    _show(path, counts)
+    return path
+
+
+def _labels(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[Action]:
+    if config.labels == "oracle":
+        return [row.best_action for row in rows if row.best_action is not None]
+    from grpo.baselines import make_rule_policy
+
+    policy = make_rule_policy(config.labels, seed=config.seed)
+    return [decision.action for decision in policy.decide([observation_of(row) for row in rows])]
+
+
+def _split(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[str]:
+    """The split of each row: whole scenarios where there are several, else the last part of the simulated time."""
+    scenarios = sorted({row.scenario for row in rows})
+    if len(scenarios) > 1:
+        Random(config.seed).shuffle(scenarios)
+        held_out = set(scenarios[: min(len(scenarios) - 1, max(1, round(config.validation_fraction * len(scenarios))))])
+        return ["validation" if row.scenario in held_out else "train" for row in rows]
+    times = sorted({row.simulation_time for row in rows})
+    if len(times) < 2:
+        raise DataError(
+            f"{config.dataset_path}: one instant of one scenario leaves nothing to hold out; generate more rows"
+        )
+    cut = times[min(len(times) - 1, max(1, round((1 - config.validation_fraction) * len(times))))]
+    print(f"sft-data: one scenario ({scenarios[0]}): rows from second {cut:g} on are held out", file=sys.stderr)
+    return ["validation" if row.simulation_time >= cut else "train" for row in rows]
+
+
+def _claim(path: Path, config: SFTDataConfig) -> None:
+    """Claim the file's folder, which has to be its own: it may be renamed as a whole."""
+    own = {path.name, f"{path.name}.part", MANIFEST, RUN}
+    others = (
+        sorted(entry.name for entry in path.parent.iterdir() if entry.name not in own) if path.parent.is_dir() else []
+    )
+    if others:
+        raise OutputError(
+            f"{path.parent}: holds other files ({', '.join(others[:3])}); give output_path a folder of its own"
+        )
+    claim_output(path.parent, config.to_dict(), if_finished=config.if_finished)
+
+
+def _show(path: Path, counts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(path), title_justify="left")
+    for name in ("split", "rows", "yes", "no"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, labels in counts["splits"].items():
+        table.add_row(split, str(sum(labels.values())), str(labels.get("yes", 0)), str(labels.get("no", 0)))
+    left_out = (
+        f"left out: {counts['without_outcomes']} without outcomes, {counts['below_min_advantage']} below min_advantage"
+    )
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(left_out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``grpo sft-data``."""
+    path = make_sft_data(parse_config(SFTDataConfig, argv, description="Turn a dataset into labelled conversations."))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))

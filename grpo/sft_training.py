@@ -1,0 +1,309 @@
+"""Stage ``grpo sft``: teach a language model the answer format and a first policy with TRL's SFTTrainer.
+
+Reads the file of ``grpo sft-data``, trains on the answers alone, checks the result on held-out rows and leaves a
+merged model that plain transformers loads. It neither simulates nor rewards.
+Run: ``grpo sft --config config/sft_config.yaml`` or ``python grpo/sft_training.py --config config/sft_config.yaml``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from grpo.checkpoints import checkpoint_to_resume, train_from
+from grpo.config import SFTTrainingConfig
+from grpo.errors import ConfigError, DataError, ModelError
+from grpo.files import claim_output, write_json, write_manifest
+from grpo.prompt_builder import SYSTEM_PROMPT, Language, parse_answer
+from grpo.settings import parse_config
+
+if TYPE_CHECKING:
+    from grpo.model import LoadedModel
+
+_FIELDS = ("id", "split", "prompt", "completion", "best_action", "advantage")
+_NOT_OF_THE_WEIGHTS = ("report_to", "resume_from_checkpoint", "format_floor", "evaluation_rows", "max_new_tokens")
+"""Settings that an interrupted run may change and still go on to the same weights."""
+
+
+def train_sft(config: SFTTrainingConfig) -> Path:
+    """Train, check and save; returns the model's folder, which also holds ``sft_report.json`` and the manifest.
+
+    Raises :class:`DataError` for a dataset that cannot be used, :class:`ModelError` for a model that cannot be
+    loaded or, after training, answers in the right format too seldom (``format_floor``), and :class:`OutputError`.
+    """
+    if config.max_steps == 0:
+        raise ConfigError(["max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"])
+    folder = Path(config.output_dir)
+    if folder.resolve() == Path(config.model_path).resolve():
+        raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
+    path = Path(config.dataset_path)
+    rows = load_sft_rows(path)
+    language = _language_of(rows, path)
+    from grpo.model import choose_backend, choose_optimizer, load_for_training, resolve_model, save_merged
+
+    resolve_model(config.model_path)  # all that can be refused is refused before the output folder is touched
+    choose_backend(config.backend)  # before transformers is imported
+    from transformers.utils import logging as transformers_logging
+
+    from grpo.progress import check_reporters
+
+    transformers_logging.set_verbosity_error()
+    check_reporters(config.report_to)
+    optimizer = choose_optimizer(config.optim)
+    loaded = load_for_training(config)
+    examples = tokenize(
+        [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
+    )
+    if config.resume_from_checkpoint not in ("auto", "never"):
+        checkpoint_to_resume(config.resume_from_checkpoint, folder, interrupted=False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    settings = config.to_dict()
+    interrupted = claim_output(
+        folder, {**settings, "dataset_sha256": digest}, if_finished=config.if_finished, ignore=_NOT_OF_THE_WEIGHTS
+    )
+    checkpoints = folder / "checkpoints"
+    resume = checkpoint_to_resume(config.resume_from_checkpoint, checkpoints, interrupted=interrupted)
+    if resume is None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer = make_trainer(config, loaded, examples, checkpoints, optimizer=optimizer)
+    train_from(trainer, resume, checkpoints)
+    held_out = [row for row in rows if row["split"] == "validation"]
+    sample = Random(config.seed).sample(held_out, min(config.evaluation_rows, len(held_out)))
+    report = check_answers(loaded, sample, max_new_tokens=config.max_new_tokens, batch_size=64)
+    write_json(folder / "sft_report.json", report)
+    _show(report)
+    if report["valid_format_rate"] < config.format_floor:
+        raise ModelError(
+            f"{folder}: only {report['valid_format_rate']:.1%} of the answers are well-formed, the floor is "
+            f"{config.format_floor:.1%}, so GRPO would be pointless; train longer (num_train_epochs), raise "
+            "learning_rate, or start from another model_path"
+        )
+    save_merged(loaded.model, loaded.tokenizer, folder, prompt_language=language)
+    write_manifest(folder, config.STAGE, settings, dataset_sha256=digest, backend=loaded.backend, **report)
+    return folder
+
+
+# Data
+
+
+def load_sft_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``grpo sft-data`` file; raises :class:`DataError` naming the file, the row and the field."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it with `grpo sft-data`") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}); make it again with `grpo sft-data`") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds a JSON {type(rows).__name__}, expected a list; make it with `grpo sft-data`")
+    for index, row in enumerate(rows):
+        for field in _FIELDS:
+            if not isinstance(row, dict) or not _is_valid(field, row.get(field)):
+                raise DataError(
+                    f"{path}: row {index}, field '{field}': missing or malformed; run `grpo sft-data` again"
+                )
+    for split in ("train", "validation"):
+        if not any(row["split"] == split for row in rows):
+            raise DataError(f"{path}: has no row of the split '{split}'; make it again with `grpo sft-data`")
+    return rows
+
+
+def _is_valid(field: str, value: Any) -> bool:
+    if field in ("prompt", "completion"):
+        role = "user" if field == "prompt" else "assistant"
+        return (
+            isinstance(value, list)
+            and len(value) == 1
+            and isinstance(value[0], dict)
+            and value[0].get("role") == role
+            and isinstance(value[0].get("content"), str)
+        )
+    if field == "split":
+        return value in ("train", "validation")
+    if field == "best_action":
+        return value in ("yes", "no")
+    return isinstance(value, str) if field == "id" else isinstance(value, int | float)
+
+
+def _language_of(rows: list[dict[str, Any]], path: Path) -> Language:
+    """The language whose system prompt opens every row; later stages will ask with the same words."""
+    opening = rows[0]["prompt"][0]["content"]
+    language: Language = "zh" if opening.startswith(SYSTEM_PROMPT["zh"]) else "en"
+    for index, row in enumerate(rows):
+        if not row["prompt"][0]["content"].startswith(SYSTEM_PROMPT[language]):
+            raise DataError(
+                f"{path}: row {index}, field 'prompt': does not open with the system prompt that the later stages "
+                "use; make it again with `grpo sft-data`"
+            )
+    return language
+
+
+def tokenize(rows: list[dict[str, Any]], tokenizer: Any, *, max_seq_length: int) -> list[dict[str, list[int]]]:
+    """``input_ids`` and ``labels`` of each row; labels are -100 on the prompt, so that only the answer is learned.
+
+    Raises :class:`DataError` for a row that is longer than ``max_seq_length`` (cutting it would cut the answer off)
+    and :class:`ModelError` where the chat template changes the prompt once an answer follows.
+    """
+    template = tokenizer.apply_chat_template
+    prompts = [template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
+    wholes = [template(row["prompt"] + row["completion"], tokenize=False) for row in rows]
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    whole_ids = tokenizer(wholes, add_special_tokens=False)["input_ids"]
+    examples = []
+    for row, prompt, whole in zip(rows, prompt_ids, whole_ids, strict=True):
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            raise ModelError(
+                "the tokenizer's chat template does not continue the prompt with the answer "
+                f"(row {row['id']}); give a model whose template does"
+            )
+        if len(whole) > max_seq_length:
+            raise DataError(
+                f"row {row['id']}: prompt and answer are {len(whole)} tokens, more than max_seq_length = "
+                f"{max_seq_length}; raise max_seq_length"
+            )
+        examples.append({"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]})
+    return examples
+
+
+# Training
+
+
+def make_trainer(
+    config: SFTTrainingConfig,
+    loaded: LoadedModel,
+    examples: list[dict[str, list[int]]],
+    checkpoints: Path,
+    *,
+    optimizer: str,
+) -> Any:
+    """TRL's ``SFTTrainer`` over tokenized ``examples``, with one readable log line every ``logging_steps``."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    from grpo.model import precision_arguments
+    from grpo.progress import LogLines, quiet
+
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        max_length=None,  # checked by tokenize
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        warmup_steps=config.warmup_steps,
+        logging_steps=config.logging_steps,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        optim=optimizer,
+        gradient_checkpointing=hasattr(loaded.model, "peft_config"),  # adapters mean that the model is large
+        report_to=config.report_to,
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=True,
+        **precision_arguments(),
+    )
+    trainer = SFTTrainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(examples),
+        processing_class=loaded.tokenizer,
+    )
+    quiet(trainer, LogLines("sft", {"loss": "loss", "mean_token_accuracy": "token accuracy", "learning_rate": "lr"}))
+    return trainer
+
+
+# Checking
+
+
+def check_answers(
+    loaded: LoadedModel, rows: list[dict[str, Any]], *, max_new_tokens: int, batch_size: int
+) -> dict[str, Any]:
+    """What the model answers to ``rows`` by greedy generation, against the better simulated action.
+
+    An answer without a decision agrees with nothing. ``weighted_agreement`` weighs each row by |advantage| and is
+    ``None`` where all are 0; ``constant_agreement`` is what always giving the commoner action would reach.
+    """
+    answers = generate_answers(loaded, [row["prompt"] for row in rows], max_new_tokens, batch_size)
+    parsed = [parse_answer(answer) for answer in answers]
+    agrees = [answer.action == row["best_action"] for answer, row in zip(parsed, rows, strict=True)]
+    weights = [abs(row["advantage"]) for row in rows]
+    yes = sum(row["best_action"] == "yes" for row in rows) / len(rows)
+    return {
+        "held_out_rows": len(rows),
+        "valid_format_rate": sum(answer.level != "invalid" for answer in parsed) / len(rows),
+        "strict_format_rate": sum(answer.level == "strict" for answer in parsed) / len(rows),
+        "agreement": sum(agrees) / len(rows),
+        "weighted_agreement": (
+            sum(weight for weight, agree in zip(weights, agrees, strict=True) if agree) / sum(weights)
+            if sum(weights) > 0
+            else None
+        ),
+        "constant_agreement": max(yes, 1 - yes),
+    }
+
+
+def generate_answers(
+    loaded: LoadedModel, prompts: list[list[dict[str, str]]], max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Greedy answers, in the order of ``prompts``."""
+    import torch
+    from transformers import GenerationConfig
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    stops = getattr(model.generation_config, "eos_token_id", None) or tokenizer.eos_token_id
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+    answers: list[str] = []
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer.apply_chat_template(
+            prompts[start : start + batch_size],
+            add_generation_prompt=True,
+            padding=True,
+            return_tensors="pt",
+            return_dict=True,
+            tokenizer_kwargs={"padding_side": "left"},
+        ).to(model.device)
+        with torch.no_grad():
+            output = model.generate(**batch, generation_config=greedy)
+        answers += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    model.train(was_training)
+    return answers
+
+
+def _show(report: dict[str, Any]) -> None:
+    from grpo.progress import say
+
+    weighted = report["weighted_agreement"]
+    say(
+        f"sft: on {report['held_out_rows']} held-out rows: valid format {report['valid_format_rate']:.1%} "
+        f"(strict {report['strict_format_rate']:.1%}), agreement with the better action {report['agreement']:.1%}, "
+        f"weighted by |advantage| {'-' if weighted is None else f'{weighted:.1%}'} "
+        f"(always the commoner action: {report['constant_agreement']:.1%})"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``grpo sft``."""
+    config = parse_config(SFTTrainingConfig, argv, description="Teach the answer format and a first policy.")
+    print(train_sft(config))
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))

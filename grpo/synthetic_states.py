@@ -1,0 +1,129 @@
+"""Random junction states, facts about them, and a rough prior of the decision: what the base model learns from.
+
+No simulator is involved: states are drawn from distributions wide enough to hold what real junctions show.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .records import Observation, PhaseMetrics
+
+
+def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
+    """``count`` random observations, spread around what real junctions show at decision points."""
+    shape = (count, 6)
+    phases = rng.choice([2, 3, 4, 5, 6], size=count, p=[0.38, 0.22, 0.28, 0.07, 0.05])
+    lanes = rng.choice([1, 2, 3, 4, 5, 6, 8], size=shape, p=[0.22, 0.28, 0.16, 0.17, 0.05, 0.08, 0.04])
+    busy = rng.choice([0.5, 1.5, 3.0, 6.0, 12.0], size=(count, 1), p=[0.2, 0.25, 0.25, 0.2, 0.1])
+    queue = np.floor(rng.exponential(busy, shape) * np.sqrt(lanes) * (rng.random(shape) > 0.2)).astype(int)
+    queue[:, 0] = queue[:, 0] * np.where(rng.random(count) < 0.5, rng.random(count), 1)  # served just now
+    fullest = np.rint(queue / lanes * (1 + (lanes - 1) * rng.random(shape) ** 2)).astype(int)
+    fullest = np.clip(fullest, -(-queue // lanes), queue)
+    arriving = rng.poisson(rng.choice([0.1, 0.6, 1.5], size=shape) * np.sqrt(lanes))
+    approaching = rng.poisson(rng.choice([0.2, 1.0, 3.0, 5.0], size=shape) * np.sqrt(lanes))
+    wait = np.where(queue > 0, 1 + rng.exponential(rng.choice([8, 30, 80], size=shape)).astype(int), 0)
+    downstream = rng.poisson(rng.choice([0.3, 2.0, 6.0, 15.0], size=shape) * np.sqrt(lanes))
+    extend = rng.choice([5, 3, 4, 6, 8, 10, 15], size=count, p=[0.7] + [0.05] * 6)
+    min_green = rng.choice([5, 3, 4, 6, 7, 8, 10, 15], size=count, p=[0.65] + [0.05] * 7)
+    longest = rng.choice([60, 30, 40, 45, 50, 90, 120], size=count, p=[0.58] + [0.07] * 6)
+    max_green = np.maximum(longest, min_green + extend)
+    rounds = np.floor(rng.random(count) ** 3 * ((max_green - min_green) // extend + 1)).astype(int)
+    elapsed = np.minimum(min_green + rounds * extend + (rng.random(count) < 0.1), max_green - 1)
+    seconds = np.where(rng.random(count) < 0.6, rng.integers(0, 7200, count), rng.integers(0, 90000, count))
+    metrics = np.stack([lanes, queue, fullest, arriving, approaching, wait, downstream], axis=-1).clip(0, 999)
+    states = []
+    for row in range(count):
+        order = _phase_names(rng, phases[row])
+        first = int(rng.integers(phases[row]))
+        cycle = order[first:] + order[:first]
+        states.append(
+            Observation(
+                junction_id=_junction_name(rng),
+                time=float(seconds[row]),
+                phase_order=order,
+                current_phase_id=cycle[0],
+                green_elapsed=int(elapsed[row]),
+                min_green=int(min_green[row]),
+                max_green=int(max_green[row]),
+                extend_seconds=int(extend[row]),
+                phases={name: PhaseMetrics(*metrics[row, i].tolist()) for i, name in enumerate(cycle)},
+            )
+        )
+    return states
+
+
+def _phase_names(rng: np.random.Generator, count: int) -> tuple[str, ...]:
+    """Ids as programs have them: their green phases' places, with one or two transitions between."""
+    places = np.cumsum(rng.choice([2, 1, 3], size=count, p=[0.75, 0.1, 0.15]))
+    return tuple(str(place) for place in places - (places[0] if rng.random() < 0.8 else 1))
+
+
+def _junction_name(rng: np.random.Generator) -> str:
+    number, letter = int(rng.integers(100)), "ABCDEJnc"[rng.integers(8)]
+    plain = [str(number), f"{letter}{number}", f"{letter}{number % 10}", "center", "tl"]
+    long = [f"cluster_{number}_{number * 7}", f"gneJ{number}", str(int(rng.integers(10**6, 10**10)))]
+    return str(rng.choice(plain if rng.random() < 0.85 else long))
+
+
+def discharge(observation: Observation) -> tuple[int, int]:
+    """Vehicles that another ``extend_seconds`` of the current green would serve, and the seconds until it returns.
+
+    A lane discharges a vehicle every two seconds; every other phase is taken to last for its queue, at least
+    ``min_green``, and each change of phase to lose three seconds.
+    """
+    current, *others = observation.phases.values()
+    served = min(current.queue + current.arriving, math.ceil(current.lanes * observation.extend_seconds / 2))
+    away = 3 + sum(3 + max(observation.min_green, min(2 * phase.max_lane_queue, 45)) for phase in others)
+    return served, away
+
+
+def facts(observation: Observation) -> dict[str, int]:
+    """What the model learns to answer about a state: name -> whole number, above -1000 and below 1000."""
+    current, *others = observation.phases.values()
+    queues = [phase.queue for phase in others]
+    served, away = discharge(observation)
+    values = {
+        "queue": current.queue,
+        "arriving": current.arriving,
+        "coming": current.queue + current.arriving,
+        "fullest": current.max_lane_queue,
+        "wait": current.wait,
+        "lanes": current.lanes,
+        "behind": current.downstream,
+        "elapsed": observation.green_elapsed,
+        "left": observation.max_green - observation.green_elapsed,
+        "served": served,
+        "away": away,
+        "others": len(others),
+        "next_queue": queues[0],
+        "next_coming": queues[0] + others[0].arriving,
+        "most_queue": max(queues),
+        "most_queue_at": 1 + queues.index(max(queues)),
+        "sum_queue": sum(queues),
+        "sum_arriving": sum(phase.arriving for phase in others),
+        "sum_coming": sum(phase.queue + phase.arriving for phase in others),
+        "most_fullest": max(phase.max_lane_queue for phase in others),
+        "most_wait": max(phase.wait for phase in others),
+        "queue_minus_most": current.queue - max(queues),
+        "queue_minus_sum": current.queue - sum(queues),
+        "coming_minus_next": current.queue + current.arriving - queues[0] - others[0].arriving,
+    }
+    return {name: max(-999, min(999, value)) for name, value in values.items()}
+
+
+def prior(observation: Observation) -> float:
+    """A rough probability that extending is better, from the delay it saves and the delay it costs.
+
+    The vehicles served now would otherwise wait until the green returns; all others wait ``extend_seconds``
+    longer. The odds are the ratio of the two sums to a power that leaves the model open to real labels.
+    """
+    current, *others = observation.phases.values()
+    served, away = discharge(observation)
+    room = min(1.0, max(0.1, 1.5 - current.downstream / (15 * current.lanes)))
+    saved = (served * room + current.approaching / 10) * away + 2
+    waiting = sum(phase.queue + phase.arriving + phase.approaching / 2 for phase in others)
+    lost = observation.extend_seconds * waiting * (1 + max(phase.wait for phase in others) / 240) + 2
+    return 1 / (1 + (lost / saved) ** 1.5)

@@ -1,0 +1,62 @@
+"""The tokenizer of the base model: bytes, and whole words for everything that a prompt repeats.
+
+Numbers from 0 to 999, each constant piece of the prompt's JSON, the answers' pieces and each instruction are
+one token, so that a decision costs about 70 tokens and its answer parts at a single token. Any other text is
+read byte by byte. All words are *added* tokens of a plain ``Qwen2Tokenizer`` without merges: a model of type
+``qwen2`` is loaded with that class whatever its tokenizer_config.json says, and it would drop another
+tokenizer's pre-tokenizer, but added tokens are found before any pre-tokenizer runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from .prompt_builder import ANSWERS, SYSTEM_PROMPT, build_prompt
+from .records import Observation, PhaseMetrics
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def prompt_pieces() -> list[str]:
+    """The constant pieces of ``build_prompt``'s text, between its ids and numbers."""
+    number, name = 7, "§"
+    phase = PhaseMetrics(number, number, number, number, number, number, number)
+    order = (name, 2 * name)
+    rendered = build_prompt(
+        Observation(name, number, order, name, number, number, number, number, dict.fromkeys(order, phase))
+    )
+    return list(dict.fromkeys(re.split(f"{name}+|{number}", rendered)))
+
+
+def answer_pieces() -> list[str]:
+    """Both answers cut around the word in which they differ."""
+    yes, no = ANSWERS["yes"], ANSWERS["no"]
+    head = os.path.commonprefix([yes, no])
+    tail = os.path.commonprefix([yes[::-1], no[::-1]])[::-1]
+    return [head, *(answer[len(head) : -len(tail)] for answer in (yes, no)), tail]
+
+
+def build_tokenizer(extra_words: list[str]) -> Any:
+    """A ``Qwen2Tokenizer`` of about 1,300 tokens; ``extra_words`` become one token each."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer(
+        vocab={symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))},
+        merges=[],
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
+    roles = [f"{role}\n" for role in ("system", "user", "assistant")]
+    words = [*map(str, range(1000)), *roles, *prompt_pieces(), *answer_pieces(), *SYSTEM_PROMPT.values(), *extra_words]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in dict.fromkeys(words)])
+    return tokenizer

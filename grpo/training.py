@@ -1,0 +1,286 @@
+"""Stage ``grpo train``: GRPO from an SFT model, with rewards read from recorded outcomes.
+
+Every row carries what the simulator measured after each action, so training starts no simulator (rows that hold
+only a saved state are simulated once, before it begins). Sampling, loss and optimizer are TRL's GRPOTrainer.
+
+Run it as ``python grpo/training.py --config config/grpo_config.yaml``, ``python -m grpo.training`` or ``grpo train``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the path must lead to the package, not into its folder
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hashlib
+import logging
+import os
+import shutil
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from grpo.checkpoints import checkpoint_to_resume
+from grpo.config import GRPOTrainingConfig
+from grpo.errors import ConfigError, OutputError
+from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
+from grpo.records import dataset_files
+from grpo.reward import Rewards
+from grpo.settings import parse_config
+from grpo.training_data import load_grpo_dataset, split_rows, usable_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+    from grpo.model import LoadedModel
+
+_NOT_OF_THE_WEIGHTS = ("logging_steps", "max_workers", "report_to", "resume_from_checkpoint")
+"""Settings that an interrupted run may change and still go on to the same weights."""
+
+_SHOWN = {
+    "reward": "reward",
+    "rewards/format_reward/mean": "format",
+    "rewards/tsc_reward/mean": "traffic",
+    "format_rate": "strict",
+    "agreement": "agreement",
+    "frac_reward_zero_std": "dead groups",
+    "kl": "kl",
+    "learning_rate": "lr",
+    "eval_reward": "held-out reward",
+    "eval_rewards/tsc_reward/mean": "traffic",
+    "eval_format_rate": "strict",
+    "eval_agreement": "agreement",
+    "eval_kl": "kl",
+}
+"""Metrics of a log line and the names they get there."""
+
+log = logging.getLogger(__name__)
+
+
+# Training
+
+
+def train_grpo(config: GRPOTrainingConfig) -> Path:
+    """Train and save; returns the model's folder, loadable by plain transformers.
+
+    It also holds ``training_config.yaml``, ``training_log.json`` (TRL's metrics by step), ``checkpoints/`` and,
+    written last, the manifest. Raises :class:`DataError`, :class:`ModelError`, :class:`ConfigError`,
+    :class:`OutputError`; all input is read before an earlier result is moved aside.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
+    folder = Path(config.output_dir)
+    if folder.resolve() == Path(config.model_path).resolve():
+        raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+    from grpo.model import CARD, choose_backend, load_for_training, prompt_language_of, resolve_model, save_merged
+
+    source = resolve_model(config.model_path, made_by="grpo sft")
+    if (Path(source) / CARD).is_file() and (taught := prompt_language_of(source)) != config.prompt_language:
+        log.warning("%s was taught with prompt_language %s, not %s", source, taught, config.prompt_language)
+    choose_backend(config.backend)  # before transformers is imported
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    _check_trackers(config.report_to)
+    rows = load_grpo_dataset(
+        config.dataset_path,
+        prompt_language=config.prompt_language,
+        cost_weights=config.cost_weights,
+        extend_seconds=config.extend_seconds,
+        max_workers=config.max_workers,
+    )
+    loaded = load_for_training(config)
+    train, held_out = split_rows(usable_rows(rows, loaded, config), config)
+    rewards = Rewards.from_config(config, train["advantage"])
+    arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
+    resume = _claim(config, folder, inputs=_digest(source, config.dataset_path))
+    arguments.eval_on_start = len(held_out) > 0 and resume is None
+    trainer = build_trainer(loaded, rewards, arguments, train, held_out)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+    state = trainer.state
+    best = state.best_global_step if len(held_out) else state.global_step
+    _report_best(state.log_history, best)
+    save_merged(
+        trainer.accelerator.unwrap_model(trainer.model),
+        loaded.tokenizer,
+        folder,
+        prompt_language=config.prompt_language,
+    )
+    _write_config(folder, config)
+    write_json(folder / "training_log.json", state.log_history)
+    write_manifest(
+        folder,
+        config.STAGE,
+        config.to_dict(),
+        backend=loaded.backend,
+        rows={"train": len(train), "held_out": len(held_out)},
+        steps=state.global_step,
+        best_step=best,
+        best_held_out_reward=state.best_metric,
+    )
+    return folder
+
+
+def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: Rewards, *, held_out: bool) -> Any:
+    """Our settings as TRL's ``GRPOConfig``; ``held_out`` says whether there are rows to choose a checkpoint by.
+
+    Rewards are not divided by their group's spread (``scale_rewards``): one invalid answer would shrink the distance
+    between `yes` and `no` to nothing, and rows where the choice hardly matters would weigh as much as the others.
+    """
+    from trl import GRPOConfig
+
+    from grpo.model import choose_optimizer, precision_arguments
+
+    return GRPOConfig(
+        output_dir=str(Path(config.output_dir) / "checkpoints"),
+        learning_rate=config.learning_rate,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=16,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_generations=config.num_generations,
+        num_generations_eval=1,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        max_completion_length=config.max_new_tokens,
+        beta=config.kl_coeff,
+        scale_rewards="none",
+        reward_weights=rewards.weights,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        warmup_steps=config.warmup_steps,
+        optim=choose_optimizer(config.optim),
+        disable_dropout=True,
+        gradient_checkpointing=hasattr(loaded.model, "peft_config"),  # adapters mean that the model is large
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=config.save_steps,
+        load_best_model_at_end=held_out,
+        metric_for_best_model="eval_reward",
+        greater_is_better=True,
+        report_to=config.report_to,
+        seed=config.seed,
+        disable_tqdm=True,
+        **precision_arguments(),
+    )
+
+
+def build_trainer(
+    loaded: LoadedModel, rewards: Rewards, arguments: Any, train: datasets.Dataset, held_out: datasets.Dataset
+) -> Any:
+    """TRL's trainer with the real rewards and one readable line for every set of metrics."""
+    from grpo.grpo_trainer import ReferenceCheck, ResumableGRPOTrainer
+    from grpo.progress import LogLines, quiet, say
+
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    trainer = ResumableGRPOTrainer(
+        model=loaded.model,
+        reward_funcs=rewards.functions,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=held_out if len(held_out) else None,
+        processing_class=loaded.tokenizer,
+        callbacks=[ReferenceCheck()],
+    )
+    quiet(trainer, LogLines("train", _SHOWN))
+    trainable = sum(weights.numel() for weights in loaded.model.parameters() if weights.requires_grad)
+    say(
+        f"train: {len(train)} rows, {len(held_out)} held out; {trainable:,} trainable parameters ({loaded.backend}); "
+        f"a cost difference of {rewards.scale:.4g} is worth tanh(1)"
+    )
+    return trainer
+
+
+def _check_trackers(names: list[str]) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    known = get_available_reporting_integrations()
+    unknown = [name for name in names if name not in known]
+    if unknown and names not in (["none"], ["all"]):
+        raise ConfigError(
+            [f"report_to: '{unknown[0]}' is unknown or not installed; here are {', '.join(known) or 'none'}; or none"]
+        )
+
+
+# The run's folder
+
+
+def _claim(config: GRPOTrainingConfig, folder: Path, *, inputs: str) -> Path | None:
+    """Make ``folder`` ready; returns the checkpoint to go on from, if any."""
+    wanted = config.resume_from_checkpoint
+    inside = wanted not in ("auto", "never") and folder.resolve() in Path(wanted).resolve().parents
+    if inside and (folder / MANIFEST).exists():
+        raise OutputError(f"{folder}: is finished; to train on from its checkpoint {wanted} give another output_dir")
+    if wanted not in ("auto", "never"):
+        checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
+    interrupted = claim_output(
+        folder,
+        {**config.to_dict(), "inputs_sha256": inputs},
+        if_finished=config.if_finished,
+        ignore=_NOT_OF_THE_WEIGHTS,
+    )
+    if inside and not interrupted:
+        raise OutputError(
+            f"{wanted}: belongs to a run with other settings or inputs, now moved aside as {folder.name}.N; "
+            "give the checkpoint's new place to go on from it with these settings"
+        )
+    resume = checkpoint_to_resume(wanted, folder / "checkpoints", interrupted=interrupted)
+    if resume is None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return resume
+
+
+def _digest(model: str, dataset_path: str) -> str:
+    """One SHA-256 over the dataset files and, for a local model, its weights: what the result is made from."""
+    total = hashlib.sha256()
+    for file in dataset_files(dataset_path) + sorted(Path(model).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _report_best(history: list[dict[str, Any]], best_step: int | None) -> None:
+    from grpo.progress import say
+
+    held_out = {entry["step"]: entry["eval_reward"] for entry in history if "eval_reward" in entry}
+    if best_step not in held_out:
+        return
+    line = f"train: kept step {best_step}, held-out reward {held_out[best_step]:.4g}"
+    if 0 in held_out:
+        line += f", {held_out[0]:.4g} before training"
+        if held_out[best_step] < held_out[0]:
+            line += "; training did not help: try a lower learning_rate, more rows, or a longer run"
+    say(line)
+
+
+def _write_config(folder: Path, config: GRPOTrainingConfig) -> None:
+    import yaml
+
+    write_text(folder / "training_config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+# Command line
+
+
+def parse_args(argv: list[str] | None = None) -> GRPOTrainingConfig:
+    """Settings from ``--config FILE`` and flags; raises :class:`ConfigError` listing every problem."""
+    return parse_config(GRPOTrainingConfig, argv, description="GRPO from an SFT model.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``grpo train``; prints the folder of the trained model."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
+    print(train_grpo(parse_args(argv)))
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))

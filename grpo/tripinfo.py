@@ -1,0 +1,127 @@
+"""Traffic measures of one episode, read from SUMO's own output files. Pure: files in, numbers out.
+
+Every vehicle whose scheduled departure lies before the end of the run counts: the ones that arrived, the ones
+still driving, and the ones that never found room to enter. Time counts from the scheduled departure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .errors import ScenarioError
+
+GRIDLOCK_WINDOW_S = 300.0
+"""Simulated seconds at the end of a run that decide whether it is gridlocked."""
+GRIDLOCK_HALTING_SHARE = 0.5
+"""Mean share of halting vehicles in that window from which a road without arrivals is gridlocked."""
+
+_TRIPS, _SUMMARY, _STATISTICS = "tripinfo.xml", "summary.xml", "statistics.xml"
+
+
+@dataclass(frozen=True, slots=True)
+class TripMeasures:
+    """The traffic measures of one run; the fields are those of ``EpisodeResult``."""
+
+    avg_delay_s: float
+    """(sum of timeLoss + departDelay) / vehicles: the definition of the RESCO benchmark."""
+    avg_travel_time_s: float
+    """From the scheduled departure to the arrival, or to the end of the run."""
+    avg_waiting_s: float
+    """Standing on the road (below 0.1 m/s) or waiting to enter it."""
+    avg_queue_veh: float
+    """Halting vehicles on the road, mean over the simulated seconds."""
+    throughput_veh: int
+    """Vehicles that arrived."""
+    stops: int
+    teleports: int
+    emergency_brakings: int
+    gridlocked: bool
+
+
+def output_arguments(folder: Path) -> list[str]:
+    """SUMO options that write into ``folder`` what :func:`read_measures` reads."""
+    return [
+        *("--tripinfo-output", str(folder / _TRIPS)),
+        *("--tripinfo-output.write-unfinished", "true"),
+        *("--tripinfo-output.write-undeparted", "true"),
+        *("--summary-output", str(folder / _SUMMARY)),
+        *("--statistic-output", str(folder / _STATISTICS)),
+        *("--max-depart-delay", "-1"),
+        # What a scenario's own file may say must not rename the files or change how times are written.
+        *("--output-prefix", ""),
+        *("--human-readable-time", "false"),
+    ]
+
+
+def read_measures(folder: Path) -> TripMeasures:
+    """Read the files of a closed run.
+
+    Raises :class:`ScenarioError` where a file is missing or cut short, or where no vehicle was to depart.
+    """
+    vehicles = stops = arrived = 0
+    delay = travel = waiting = 0.0
+    for trip in _elements(folder / _TRIPS, "tripinfo"):
+        depart_delay = float(trip["departDelay"])
+        # SUMO reads routes ahead of time: a vehicle that never departed and is not yet late is not due yet.
+        if float(trip["depart"]) < 0 and depart_delay <= 0:
+            continue
+        vehicles += 1
+        delay += float(trip["timeLoss"]) + depart_delay
+        travel += float(trip["duration"]) + depart_delay
+        waiting += float(trip["waitingTime"]) + depart_delay
+        stops += int(trip["waitingCount"])
+        arrived += float(trip["arrival"]) >= 0
+    if vehicles == 0:
+        raise ScenarioError("no vehicle was to depart before the end; check the routes and the begin and end times")
+    seconds = [
+        (float(step["time"]), int(step["running"]), int(step["halting"]), int(step["arrived"]))
+        for step in _elements(folder / _SUMMARY, "step")
+    ]
+    teleports = next(_elements(folder / _STATISTICS, "teleports"))
+    safety = next(_elements(folder / _STATISTICS, "safety"))
+    return TripMeasures(
+        avg_delay_s=delay / vehicles,
+        avg_travel_time_s=travel / vehicles,
+        avg_waiting_s=waiting / vehicles,
+        avg_queue_veh=sum(halting for _, _, halting, _ in seconds) / max(1, len(seconds)),
+        throughput_veh=arrived,
+        stops=stops,
+        teleports=int(teleports["total"]),
+        emergency_brakings=int(safety["emergencyBraking"]),
+        gridlocked=is_gridlocked(seconds),
+    )
+
+
+def is_gridlocked(seconds: list[tuple[float, int, int, int]]) -> bool:
+    """Whether a run ended in gridlock.
+
+    ``seconds`` holds (time, vehicles on the road, halting vehicles, vehicles arrived so far). Gridlocked means:
+    in the last ``GRIDLOCK_WINDOW_S`` nothing arrived although the road was never empty, and at least
+    ``GRIDLOCK_HALTING_SHARE`` of its vehicles stood, on the mean. A shorter run is never called gridlocked.
+    """
+    if not seconds or seconds[-1][0] - seconds[0][0] < GRIDLOCK_WINDOW_S:
+        return False
+    window = [second for second in seconds if second[0] >= seconds[-1][0] - GRIDLOCK_WINDOW_S]
+    running = [second[1] for second in window]
+    halting = sum(second[2] for second in window)
+    return window[0][3] == window[-1][3] and min(running) > 0 and halting >= GRIDLOCK_HALTING_SHARE * sum(running)
+
+
+def _elements(path: Path, tag: str) -> Iterator[Mapping[str, str]]:
+    """Attributes of the elements ``tag`` of a file, one after the other."""
+    try:
+        parents: list[ElementTree.Element] = []
+        for event, element in ElementTree.iterparse(path, events=("start", "end")):
+            if event == "start":
+                parents.append(element)
+                continue
+            parents.pop()
+            if element.tag == tag:
+                yield element.attrib
+            if parents:
+                parents[-1].remove(element)  # a long run has many elements: keep one in memory, not all
+    except (OSError, ElementTree.ParseError) as error:
+        raise ScenarioError(f"{path.name}: SUMO's output cannot be read ({error}); is the disk full?") from None

@@ -1,0 +1,57 @@
+"""Fixtures that are slow to make and shared by the tests; what they are made of is in ``tiny.py``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+from tiny import tiny_model, tiny_rows, write_dataset
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2 with random weights."""
+    return tiny_model(tmp_path_factory.mktemp("random") / "model")
+
+
+@pytest.fixture(scope="session")
+def answering_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the same model, taught to give well-formed answers, yes and no alike, whatever the prompt."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from grpo.prompt_builder import ANSWERS, build_messages
+
+    tokenizer = AutoTokenizer.from_pretrained(random_model)
+    model = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32)
+    rows, length = [], 0
+    for index, row in enumerate(tiny_rows(32, seed=5)):
+        messages = build_messages(row.prompt, "en")
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        rows.append((prompt, tokenizer(list(ANSWERS.values())[index % 2])["input_ids"] + [tokenizer.eos_token_id]))
+        length = max(length, len(prompt) + len(rows[-1][1]))
+    pad = [(length - len(prompt) - len(answer)) for prompt, answer in rows]
+    ids = torch.tensor([p + a + [tokenizer.pad_token_id] * n for (p, a), n in zip(rows, pad, strict=True)])
+    labels = torch.tensor([[-100] * len(p) + a + [-100] * n for (p, a), n in zip(rows, pad, strict=True)])
+    mask = torch.tensor([[1] * len(p + a) + [0] * n for (p, a), n in zip(rows, pad, strict=True)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(60):
+        some = slice(8 * step % 32, 8 * step % 32 + 8)
+        loss = model(input_ids=ids[some], attention_mask=mask[some], labels=labels[some]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("answering") / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Folder of a small dataset, three scenarios."""
+    return write_dataset(tmp_path / "data", tiny_rows(24))

@@ -1,0 +1,222 @@
+"""The command line as a user types it: light to start, helpful when mistyped, one line for every mistake."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from networks import make_cross
+
+from grpo.__main__ import STAGES, main, usage
+from grpo.console import guarded
+from grpo.errors import ConfigError, DataError, GrpoError
+
+PROJECT = Path(__file__).parent.parent
+TRAINING_STACK = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth")
+HEAVY = (*TRAINING_STACK, "libsumo", "traci", "sumolib", "matplotlib", "scipy", "pandas", "pyarrow")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def runner(folder: Path, forbidden: tuple[str, ...]) -> Run:
+    """Runs python in a fresh process, without SUMO_HOME, in which importing a forbidden package ends it."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Forbidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in {forbidden!r}:\n"
+        "            raise SystemExit(f'imported {name}')\n"
+        "sys.meta_path.insert(0, Forbidden())\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "SUMO_HOME"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(PROJECT)])
+
+    def run(*argv: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment, cwd=cwd)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A machine where nothing heavy may be imported."""
+    return runner(tmp_path_factory.mktemp("light"), HEAVY)
+
+
+@pytest.fixture(scope="module")
+def without_training_stack(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A machine with the light half of the package installed."""
+    return runner(tmp_path_factory.mktemp("half"), TRAINING_STACK)
+
+
+# ---------------------------------------------------------------------- light to start
+
+
+def test_the_guard_of_these_tests_works(light: Run) -> None:
+    done = light("-c", "import torch")
+    assert (done.returncode, done.stderr) == (1, "imported torch\n")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_stage(light: Run, flag: str) -> None:
+    done = light("-m", "grpo", flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == usage() + "\n"
+    for stage, (_, about) in STAGES.items():
+        assert re.search(rf"^  {stage} +{re.escape(about)}$", done.stdout, re.MULTILINE)
+
+
+def test_no_stage_prints_the_help_and_fails(light: Run) -> None:
+    done = light("-m", "grpo")
+    assert done.returncode == 2 and "usage: grpo STAGE" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_of_a_stage_imports_nothing_heavy(light: Run, stage: str) -> None:
+    done = light("-m", "grpo", stage, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: grpo {stage}")
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in STAGES.values()}))
+def test_help_of_a_stage_as_a_module(light: Run, module: str) -> None:
+    done = light("-m", f"grpo.{module}", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: grpo ")
+
+
+@pytest.mark.parametrize("script", ["training.py", "sft_training.py"])
+def test_help_of_a_training_script_from_any_folder(light: Run, script: str, tmp_path: Path) -> None:
+    for path, cwd in ((f"grpo/{script}", PROJECT), (str(PROJECT / "grpo" / script), tmp_path)):
+        done = light(path, "--help", cwd=cwd)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: grpo ")
+
+
+def test_import_of_the_package_and_its_light_names(light: Run) -> None:
+    program = (
+        "import grpo, sys; from grpo import GRPOTrainingConfig, load_config; print(GRPOTrainingConfig().model_path); "
+        "print(sorted(grpo.__all__))"
+    )
+    done = light("-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "model/sft_model"
+
+
+def test_import_of_the_package_imports_none_of_its_modules(light: Run) -> None:
+    done = light("-c", "import grpo, sys; print([name for name in sys.modules if name.startswith('grpo.')])")
+    assert done.stdout == "[]\n"
+
+
+def test_unknown_name_of_the_package() -> None:
+    import grpo
+
+    assert all(callable(getattr(grpo, name)) for name in grpo.__all__)
+    with pytest.raises(AttributeError, match="module 'grpo' has no attribute 'trian_grpo'"):
+        _ = grpo.trian_grpo
+
+
+def test_no_module_hides_one_of_another_library() -> None:
+    """A script of ``grpo/`` has that folder on its module path, and its neighbours before everybody else's."""
+    own = {path.stem for path in (PROJECT / "grpo").glob("*.py")} - {"__init__", "__main__"}
+    assert own & set(sys.stdlib_module_names) == set()
+    assert own & (set(importlib.metadata.packages_distributions()) - {"grpo"}) == set()
+
+
+# ---------------------------------------------------------------------- the light half works alone
+
+
+def test_network_to_evaluation_without_the_training_stack(without_training_stack: Run, tmp_path: Path) -> None:
+    make_cross(tmp_path, duration=60)
+    commands = (
+        ("check", "cross.sumocfg", "--seconds", "30"),
+        ("generate", "--scenarios", "cross.sumocfg", "--output-dir", "data", "--horizon-seconds", "5"),
+        ("sft-data", "--dataset-path", "data", "--output-path", "sft/rows.json"),
+        ("evaluate", "--scenario", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "--seeds", "1",
+         "--output", "results"),
+    )  # fmt: skip
+    for command in commands:
+        done = without_training_stack("-m", "grpo", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    made = {"data/cross/grpo_dataset.json", "data/manifest.json", "sft/rows.json", "results/evaluation.json"}
+    assert made <= {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")}
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("trian", "did you mean 'train'?"),
+        ("sftdata", "did you mean 'sft-data'?"),
+        ("evaluation", "did you mean 'evaluate'?"),
+        ("xyz", "the stages are demo, scenarios, "),
+        ("--config", "the stages are demo, scenarios, "),
+    ],
+)
+def test_unknown_stage_gets_a_suggestion(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([typed]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert f"grpo: no stage '{typed}'; " in shown.err and hint in shown.err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_missing_config_is_one_line_and_exit_code_2(
+    stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag = {"demo": ["--configs"], "check": []}.get(stage, ["--config"])
+    assert guarded(importlib.import_module(f"grpo.{STAGES[stage][0]}").main, [*flag, "absent"]) == 2
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "absent" in lines[0] and shown.err.endswith(lines[0] + "\n")
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("demo", "check")])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--sede", "1"], "flag --sede: unknown key 'sede'; did you mean 'seed'?"),
+        (["--seed=-1"], "flag --seed: seed: got '-1': "),
+        (["--seed"], "argument --seed: expected one argument; see `grpo "),
+        (["stray"], "'stray' belongs to no flag; see `grpo "),
+    ],
+)
+def test_mistyped_flag(stage: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(main, [stage, *argv]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {words}") and shown.err.count("\n") == 1
+
+
+def test_guarded_turns_errors_into_lines_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def stage(error: BaseException) -> Callable[[list[str] | None], int]:
+        def fail(_: list[str] | None) -> int:
+            raise error
+
+        return fail
+
+    assert guarded(stage(DataError("x.json: empty")), []) == 2
+    assert capsys.readouterr().err == "error: x.json: empty\n"
+    assert guarded(stage(ConfigError(["first", "second"])), []) == 2
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+    assert guarded(stage(KeyboardInterrupt()), []) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert guarded(lambda argv: len(argv or []), ["a", "b", "c"]) == 3
+    with pytest.raises(ZeroDivisionError):
+        guarded(stage(ZeroDivisionError()), [])
+
+
+def test_every_error_of_the_user_ends_with_exit_code_2() -> None:
+    assert {cls.exit_code for cls in GrpoError.__subclasses__()} == {2}

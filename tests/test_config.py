@@ -1,0 +1,371 @@
+"""Settings: defaults, YAML and flags, for every field of every stage; problems shown all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import grpo.config as config_module
+from grpo.__main__ import STAGES
+from grpo.config import EvaluationConfig, GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
+from grpo.errors import ConfigError
+from grpo.settings import StageConfig, parse_config, read_config
+
+PROJECT = Path(__file__).parent.parent
+CLASSES: dict[str, type[StageConfig]] = {
+    cls.STAGE: cls
+    for cls in vars(config_module).values()
+    if isinstance(cls, type) and issubclass(cls, StageConfig) and cls is not StageConfig
+}
+FIELDS = [(cls, field) for cls in CLASSES.values() for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+each_field = pytest.mark.parametrize(("cls", "field"), FIELDS, ids=[f"{cls.STAGE}-{f.name}" for cls, f in FIELDS])
+each_class = pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+
+SPECIAL = {"format_weight": 2.0, "format_partial": -0.25, "format_invalid": -4.0, "format_regex": "(yes|no)"}
+"""Other values of fields that a rule ties to another field."""
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    info: Any = field.default
+    return info.default_factory() if info.default_factory else info.default
+
+
+def other_than_default(cls: type[StageConfig], field: dataclasses.Field[Any]) -> Any:
+    """A value that the field accepts beside the other fields' defaults, and that is not its own default."""
+    default, hint = default_of(field), get_type_hints(cls)[field.name]
+    if field.name in SPECIAL:
+        return SPECIAL[field.name]
+    if get_origin(hint) is Literal:
+        return next(option for option in get_args(hint) if option != default)
+    if get_origin(hint) is list:
+        return ["one", "two"] if get_args(hint)[0] is str else [7, 8]
+    if get_origin(hint) is dict:
+        return {"queue_veh_s": 2.5, "stops": 1.0}
+    if get_origin(hint) is Union:
+        return 3.5
+    if hint is bool:
+        return not default
+    if hint is int:
+        return 2 * default if default > 0 else 7
+    if hint is float:
+        return default / 2 if default else 7.5
+    assert hint is str, f"{cls.__name__}.{field.name}: a type that this test does not know"
+    return "other/place"
+
+
+def as_flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{name.replace('_', '-')}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{name.replace('_', '-')}", yaml.safe_dump(value, default_flow_style=True).strip()]
+    return [f"--{name.replace('_', '-')}", str(value)]
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> str:
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return str(path)
+
+
+def problems(path: Path | None, cls: type[StageConfig], **overrides: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, cls, overrides)
+    return caught.value.problems
+
+
+def text_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------- every field
+
+
+@each_field
+def test_flag_beats_yaml_beats_default(cls: type[StageConfig], field: dataclasses.Field[Any], tmp_path: Path) -> None:
+    default, other = default_of(field), other_than_default(cls, field)
+    file = write_yaml(tmp_path / "settings.yaml", {field.name: other})
+
+    def value(*argv: str) -> Any:
+        return getattr(parse_config(cls, list(argv), description="-"), field.name)
+
+    assert value() == default != other
+    assert value("--config", file) == other
+    assert value(*as_flag(field.name, other)) == other
+    assert value("--config", file, *as_flag(field.name, default)) == default
+    assert value(*as_flag(field.name, default), "--config", file) == default, "the order of flags does not matter"
+
+
+@each_class
+def test_help_shows_meaning_and_default_of_every_field(
+    cls: type[StageConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    with pytest.raises(SystemExit) as left:
+        parse_config(cls, ["--help"], description="What the stage does.")
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert "What the stage does." in shown and "--config FILE" in shown
+    options = {re.split("[ ,]", part, maxsplit=1)[0]: part for part in re.split(r"\n  (?=--)", shown)}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = default_of(field)
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        assert len(field.default.description) > 8, f"{field.name} has no description"
+        help_text = " ".join(options[f"--{field.name.replace('_', '-')}"].split())
+        assert help_text.endswith(" ".join(f"{field.default.description} (default: {default})".split()))
+
+
+@each_class
+def test_round_trip_through_yaml(cls: type[StageConfig], tmp_path: Path) -> None:
+    changed = {field.name: other_than_default(cls, field) for owner, field in FIELDS if owner is cls}
+    for values in ({}, changed):
+        config = read_config(None, cls, values)
+        file = write_yaml(tmp_path / "settings.yaml", config.to_dict())
+        assert cls.from_yaml(file) == config
+        assert parse_config(cls, ["--config", file], description="-") == config
+        assert cls.from_yaml(file).to_dict() == config.to_dict()
+
+
+@each_class
+def test_frozen(cls: type[StageConfig]) -> None:
+    config = cls()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[attr-defined]
+
+
+@each_field
+def test_every_key_does_something(cls: type[StageConfig], field: dataclasses.Field[Any]) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (PROJECT / "grpo").glob("*.py")}
+    stage = PROJECT / "grpo" / f"{STAGES[cls.STAGE][0]}.py"
+    imported = re.compile(rf"from \.config import (\([^)]*|[^(\n]*)\b{cls.__name__}\b")
+    readers = [text for path, text in texts.items() if path == stage or imported.search(text)]
+    used = re.compile(rf"(config\.|[\"']){field.name}\b")
+    assert any(used.search(text) for text in readers), f"nothing reads {cls.__name__}.{field.name}"
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.0e-6", "0.000001", "1e-06", "'1e-6'"])
+def test_exponent_without_a_point_is_a_number(text: str, tmp_path: Path) -> None:
+    config = GRPOTrainingConfig.from_yaml(text_file(tmp_path, f"learning_rate: {text}\ntsc_scale: {text}\n"))
+    assert config.learning_rate == 1e-6 and isinstance(config.learning_rate, float)
+    assert config.tsc_scale == 1e-6 and isinstance(config.tsc_scale, float)
+    assert parse_config(SFTTrainingConfig, ["--learning-rate", text.strip("'")], description="-").learning_rate == 1e-6
+
+
+def test_weights_given_as_a_flag_are_numbers() -> None:
+    config = parse_config(GRPOConfig, ["--cost-weights", "{delay_veh_s: 1e-6, stops: 2}"], description="-")
+    assert config.cost_weights == {"delay_veh_s": 1e-6, "stops": 2.0}
+
+
+def test_flags_take_underscores_and_negative_numbers() -> None:
+    config = parse_config(
+        GRPOTrainingConfig, ["--max_steps", "-1", "--format_invalid", "-3.5", "--tsc-scale", "auto"], description="-"
+    )
+    assert (config.max_steps, config.format_invalid, config.tsc_scale) == (-1, -3.5, "auto")
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_not_a_finite_number_is_refused(value: str, tmp_path: Path) -> None:
+    (line,) = problems(text_file(tmp_path, f"temperature: {value}\n"), GRPOTrainingConfig)
+    assert "temperature" in line
+
+
+@pytest.mark.parametrize("field", ["batch_size", "learning_rate", "model_path", "report_to", "tsc_scale"])
+def test_yes_and_no_of_yaml_are_not_numbers_or_texts(field: str, tmp_path: Path) -> None:
+    lines = problems(text_file(tmp_path, f"{field}: yes\n"), GRPOTrainingConfig)
+    assert any(f"{field}: got true" in line for line in lines)
+
+
+# ---------------------------------------------------------------------- problems
+
+
+def test_all_problems_at_once_each_with_its_source(tmp_path: Path) -> None:
+    file = text_file(
+        tmp_path, "learning_rte: 1e-5\ntemperature: -1\nnum_generations: 1\nbackend: fast\nmax_steps: many\n"
+    )
+    lines = problems(file, GRPOTrainingConfig, batch_size="0", seeed=3)
+    text = "\n".join(lines)
+    assert all("\n" not in line for line in lines)
+    assert f"{file}: unknown key 'learning_rte'; did you mean 'learning_rate'?" in lines
+    assert "flag --seeed: unknown key 'seeed'; did you mean 'seed'?" in lines
+    for field, value in {
+        "temperature": "-1",
+        "num_generations": "1",
+        "backend": "'fast'",
+        "max_steps": "'many'",
+    }.items():
+        assert f"{file}: {field}: got {value}: " in text
+    assert "flag --batch-size: batch_size: got '0': " in text
+    assert len(lines) == 7
+
+
+def test_unknown_key_without_a_near_one_lists_the_keys(tmp_path: Path) -> None:
+    (line,) = problems(text_file(tmp_path, "zzzz: 1\n"), GRPOConfig)
+    assert "unknown key 'zzzz'; the keys are scenarios, output_dir, " in line
+
+
+def test_a_key_that_is_no_text_is_unknown(tmp_path: Path) -> None:
+    (line,) = problems(text_file(tmp_path, "3: 1\n"), GRPOConfig)
+    assert "unknown key '3'" in line
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "words"),
+    [
+        (GRPOTrainingConfig, {"batch_size": 1, "gradient_accumulation_steps": 6}, "not divisible by num_generations"),
+        (GRPOTrainingConfig, {"num_generations": 3}, "8 is not divisible by num_generations = 3"),
+        (GRPOTrainingConfig, {"format_partial": 1.5}, "must fall in this order"),
+        (GRPOTrainingConfig, {"format_invalid": -1.5}, "it must be below -1.5"),
+        (GRPOTrainingConfig, {"tsc_weight": 5}, "as good as the worst valid one"),
+        (GRPOTrainingConfig, {"format_weight": 0.5}, "it must be below -2.5"),
+        (GRPOTrainingConfig, {"tsc_scale": 0}, "must be positive or `auto`"),
+        (GRPOTrainingConfig, {"format_regex": "("}, "not a regular expression"),
+        (GRPOTrainingConfig, {"format_regex": "yes|no"}, "has no group"),
+        (GRPOTrainingConfig, {"max_steps": 0}, "0 trains nothing"),
+        (GRPOTrainingConfig, {"cost_weights": {"delay": 1}}, "the terms are delay_veh_s, "),
+        (GRPOTrainingConfig, {"cost_weights": {}}, "the terms are delay_veh_s, "),
+        (GRPOConfig, {"cost_weights": {"delay": 1}}, "the terms are delay_veh_s, "),
+        (GRPOConfig, {"max_green": 8}, "at least min_green + extend_seconds = 10"),
+        (EvaluationConfig, {"max_green": 8}, "at least min_green + extend_seconds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_rules_between_fields(cls: type[StageConfig], values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    file = Path(write_yaml(tmp_path / "settings.yaml", values))
+    lines = problems(file, cls)
+    assert any(line.startswith(f"{file}: ") and words in line for line in lines), lines
+
+
+def test_rules_between_fields_that_hold() -> None:
+    read_config(None, GRPOTrainingConfig, {"batch_size": 3})
+    read_config(None, GRPOTrainingConfig, {"num_generations": 8})
+    read_config(None, GRPOTrainingConfig, {"format_invalid": -1.51})
+    read_config(None, GRPOConfig, {"max_green": 10})
+
+
+def test_several_broken_rules_are_shown_together(tmp_path: Path) -> None:
+    lines = problems(
+        text_file(tmp_path, "num_generations: 3\nformat_invalid: 0\nmax_steps: 0\ncost_weights: {x: 1}\n"),
+        GRPOTrainingConfig,
+    )
+    text = "\n".join(lines)
+    for words in ("not divisible", "must fall in this order", "trains nothing", "the terms are"):
+        assert words in text
+
+
+def test_broken_rules_are_shown_beside_fields_out_of_range(tmp_path: Path) -> None:
+    lines = problems(text_file(tmp_path, "num_generations: 3\ntemperature: -1\nmax_steps: 0\n"), GRPOTrainingConfig)
+    assert len(lines) == 3
+    (line,) = problems(text_file(tmp_path, "num_generations: 3\nbatch_size: some\n"), GRPOTrainingConfig)
+    assert "batch_size: got 'some'" in line, "a rule is not judged where one of its fields is wrong"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [1, 2\nb: 3\n", "line 2: malformed YAML"),
+        (b"a: b: c\n", "line 1: malformed YAML"),
+        (b"\tseed: 1\n", "malformed YAML"),
+        (b"seed: !!python/object:os.system 1\n", "malformed YAML"),
+        (b"- seed\n- 1\n", "holds a list"),
+        (b"just words\n", "holds a str"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"seed: \x07\n", "malformed YAML"),
+        (b"seed: 2026-13-01\n", "malformed YAML"),
+        (b"? [seed]\n: 1\n", "malformed YAML"),
+    ],
+)
+def test_file_that_is_no_settings(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    (line,) = problems(path, GRPOConfig)
+    assert line.startswith(f"{path}: ") and words in line and "\n" not in line
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        (line,) = problems(path, GRPOConfig)
+        assert line.startswith(f"{path}: config cannot be read (")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n", "{}\n"])
+def test_empty_file_means_the_defaults(text: str, tmp_path: Path) -> None:
+    assert GRPOConfig.from_yaml(text_file(tmp_path, text)) == GRPOConfig()
+
+
+@given(st.text(max_size=60))
+def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return
+    if isinstance(values, dict):
+        try:
+            read_config(None, GRPOConfig, {str(key): value for key, value in values.items()})
+        except ConfigError as error:
+            assert error.problems
+
+
+@given(
+    st.sampled_from([field.name for field in dataclasses.fields(GRPOTrainingConfig)]),  # type: ignore[arg-type]
+    SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=8), SCALARS, max_size=3),
+)
+def test_any_value_gives_a_config_or_names_its_field(name: str, value: Any) -> None:
+    try:
+        config = read_config(None, GRPOTrainingConfig, {name: value})
+    except ConfigError as error:
+        assert all(line and "\n" not in line for line in error.problems)
+        assert any(name in line for line in error.problems)
+    else:
+        assert getattr(config, name) is not None
+
+
+# ---------------------------------------------------------------------- files of the project
+
+
+def class_of(path: Path) -> type[StageConfig]:
+    """``grpo_config.yaml`` holds the settings of training; every other file is named after its stage."""
+    stage = "train" if path.name == "grpo_config.yaml" else path.stem.removesuffix("_config").replace("_", "-")
+    assert stage in CLASSES, f"{path}: is named after no stage"
+    return CLASSES[stage]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "config").rglob("*.y*ml")), ids=lambda path: str(path.relative_to(PROJECT))
+)
+def test_every_config_file_loads(path: Path) -> None:
+    cls = class_of(path)
+    config = load_config(path, cls)
+    for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        assert str(getattr(config, key)) == str(value) or getattr(config, key) == float(value)
+
+
+def test_training_config_file_comments_every_key() -> None:
+    lines = (PROJECT / "config" / "grpo_config.yaml").read_text(encoding="utf-8").splitlines()
+    keys = {line.split(":")[0]: line for line in lines if re.match(r"[a-z]", line)}
+    assert set(keys) == {field.name for field in dataclasses.fields(GRPOTrainingConfig)}  # type: ignore[arg-type]
+    assert [key for key, line in keys.items() if "  #" not in line and not line.endswith(" #")] == []
+
+
+def test_training_config_file_holds_the_promised_values() -> None:
+    config = load_config(PROJECT / "config" / "grpo_config.yaml")
+    promised = {
+        "model_path": "model/sft_model", "max_seq_length": 2048, "learning_rate": 1e-5, "batch_size": 2,
+        "gradient_accumulation_steps": 4, "num_generations": 4, "temperature": 0.9, "kl_coeff": 0.1,
+        "max_new_tokens": 50, "top_p": 0.9, "repetition_penalty": 1.0, "num_train_epochs": 3, "warmup_steps": 10,
+        "logging_steps": 5, "save_steps": 50, "optim": "adamw_8bit", "format_weight": 1.0, "tsc_weight": 1.0,
+        "max_workers": 4, "extend_seconds": 5,
+    }  # fmt: skip
+    assert isinstance(config, GRPOTrainingConfig)
+    assert {key: getattr(config, key) for key in promised} == promised

@@ -1,0 +1,187 @@
+"""What a junction can see: distances over the lane graph, and the counts of one phase."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo.detection import DetectionArea, LaneGraph, PhaseArea, Vehicle, detection_area, measure_phase, reach
+from grpo.records import PhaseMetrics
+from grpo.signals import Phase, plan_signal
+
+LANES = [f"l{number}" for number in range(8)]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> LaneGraph:
+    """Any graph of eight lanes, loops and dead ends included."""
+    length = {lane: float(draw(st.integers(1, 100))) for lane in LANES}
+    links = draw(st.sets(st.tuples(st.sampled_from(LANES), st.sampled_from(LANES)), max_size=20))
+    behind: dict[str, list[str]] = {}
+    before: dict[str, list[str]] = {}
+    for a, b in sorted(links):
+        behind.setdefault(a, []).append(b)
+        before.setdefault(b, []).append(a)
+    return LaneGraph(length, behind, before)
+
+
+def shortest(graph: LaneGraph, start: str, *, upstream: bool) -> dict[str, float]:
+    """Distances to the near end of every lane that can be reached, by relaxing until nothing changes."""
+    links = graph.before if upstream else graph.behind
+    found = {start: 0.0}
+    for _ in LANES:
+        for lane, offset in list(found.items()):
+            for other in links.get(lane, ()):
+                found[other] = min(found.get(other, float("inf")), offset + graph.length[lane])
+    return found
+
+
+# ---------------------------------------------------------------------- lanes within reach
+
+
+@given(graphs(), st.sampled_from(LANES), st.integers(1, 300), st.booleans())
+def test_reach_is_the_shortest_distance_to_each_lane(
+    graph: LaneGraph, start: str, distance: int, upstream: bool
+) -> None:
+    every = shortest(graph, start, upstream=upstream)
+    expected = {lane: offset for lane, offset in every.items() if offset < distance or lane == start}
+    assert reach(graph, start, distance, upstream=upstream) == expected
+
+
+@given(graphs(), st.sampled_from(LANES), st.integers(1, 300), st.integers(0, 300))
+def test_a_longer_range_sees_no_less(graph: LaneGraph, start: str, distance: int, more: int) -> None:
+    near = reach(graph, start, distance, upstream=True)
+    far = reach(graph, start, distance + more, upstream=True)
+    assert near.items() <= far.items()
+
+
+def test_reach_of_a_chain() -> None:
+    graph = LaneGraph({"a": 50.0, "b": 60.0, "c": 70.0}, {"a": ["b"], "b": ["c"]}, {"c": ["b"], "b": ["a"]})
+    assert reach(graph, "c", 150.0, upstream=True) == {"c": 0.0, "b": 70.0, "a": 130.0}
+    assert reach(graph, "c", 130.0, upstream=True) == {"c": 0.0, "b": 70.0}
+    assert reach(graph, "c", 30.0, upstream=True) == {"c": 0.0}
+    assert reach(graph, "a", 100.0, upstream=False) == {"a": 0.0, "b": 50.0}
+
+
+# ---------------------------------------------------------------------- areas of a light
+
+
+def two_arms(distance: float) -> DetectionArea:
+    """West has one lane and a feeder, south has two lanes; both leave to the east, link 1 has two ways."""
+    graph = LaneGraph(
+        {"w": 100.0, "w0": 200.0, "s0": 90.0, "s1": 90.0, "e": 40.0, "e1": 500.0, "n": 80.0},
+        {"w": ["e"], "w0": ["w"], "e": ["e1"]},
+        {"w": ["w0"], "e": ["w"], "e1": ["e"]},
+    )
+    own = [Phase(state, 10, 10, 10) for state in ("Grr", "yrr", "rGg", "ryy")]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    return detection_area(plan, [[("w", "e")], [("s0", "e"), ("s0", "n")], [("s1", "n")]], graph, distance)
+
+
+def test_areas_follow_the_greens_of_the_plan() -> None:
+    west, south = two_arms(150.0).phases
+    assert west == PhaseArea(("w",), {"w": 0.0, "w0": 100.0}, {"w": ("w", "w0")}, {"e": 0.0, "e1": 40.0})
+    assert south.incoming == ("s0", "s1")
+    assert south.upstream == {"s0": 0.0, "s1": 0.0}
+    assert south.downstream == {"e": 0.0, "e1": 40.0, "n": 0.0}
+
+
+def test_lanes_of_the_light_are_those_of_its_phases_each_once() -> None:
+    area = two_arms(150.0)
+    assert sorted(area.lanes) == ["e", "e1", "n", "s0", "s1", "w", "w0"]
+    assert sorted(two_arms(30.0).lanes) == ["e", "n", "s0", "s1", "w"]
+
+
+def test_a_lane_that_two_approaches_share_keeps_its_least_distance() -> None:
+    graph = LaneGraph({"a": 50.0, "b": 80.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
+    own = [Phase("GG", 10, 10, 10), Phase("yy", 3, 3, 3)]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    (area,) = detection_area(plan, [[("a", "x")], [("b", "x")]], graph, 200.0).phases
+    assert area.upstream == {"a": 0.0, "b": 0.0, "feeder": 50.0}
+    assert area.by_lane == {"a": ("a", "feeder"), "b": ("b", "feeder")}
+
+
+def test_state_longer_than_the_links_is_no_error() -> None:
+    own = [Phase("GGG", 10, 10, 10), Phase("yyy", 3, 3, 3)]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    graph = LaneGraph({"a": 50.0, "x": 10.0}, {}, {})
+    (area,) = detection_area(plan, [[("a", "x")], []], graph, 100.0).phases
+    assert area.incoming == ("a",)
+
+
+# ---------------------------------------------------------------------- counting
+
+AREA = PhaseArea(
+    incoming=("w", "v"),
+    upstream={"w": 0.0, "v": 0.0, "w0": 100.0},
+    by_lane={"w": ("w", "w0"), "v": ("v",)},
+    downstream={"e": 0.0, "e1": 40.0},
+)
+LENGTH = {"w": 100.0, "v": 100.0, "w0": 200.0, "e": 40.0, "e1": 500.0}
+
+
+def measure(extend_seconds: int = 5, distance: float = 150.0, **lanes: list[Vehicle]) -> PhaseMetrics:
+    vehicles: dict[str, list[Vehicle]] = {lane: [] for lane in LENGTH} | lanes
+    return measure_phase(AREA, vehicles, LENGTH, distance=distance, extend_seconds=extend_seconds)
+
+
+def test_empty_road() -> None:
+    assert measure() == PhaseMetrics(2, 0, 0, 0, 0, 0, 0)
+
+
+def test_standing_vehicles_are_the_queue() -> None:
+    seen = measure(w=[(100.0, 0.0, 12.0), (92.0, 0.05, 30.9)], v=[(100.0, 0.0, 3.0)], w0=[(200.0, 0.0, 1.0)])
+    assert (seen.queue, seen.max_lane_queue, seen.wait) == (4, 3, 30)
+    assert (seen.arriving, seen.approaching) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("position", "speed", "kind"),
+    [
+        (100.0, 0.0, "queue"),
+        (50.0, 0.0999, "queue"),
+        (50.0, 10.0, "arriving"),
+        (49.9, 10.0, "approaching"),
+        (99.5, 0.1, "arriving"),
+        (0.0, 13.9, "approaching"),
+    ],
+)
+def test_a_moving_vehicle_arrives_if_its_speed_carries_it_to_the_line(position: float, speed: float, kind: str) -> None:
+    seen = dataclasses.asdict(measure(w=[(position, speed, 0.0)]))
+    assert {name for name in ("queue", "arriving", "approaching") if seen[name]} == {kind}
+
+
+def test_who_is_out_of_range_is_not_seen() -> None:
+    inside, outside = (150.0, 0.0, 5.0), (149.9, 0.0, 99.0)  # 100 m of w and 50 m of w0 are 150 m
+    assert measure(w0=[inside, outside]).queue == 1
+    assert measure(w0=[inside, outside]).wait == 5
+    assert measure(e1=[(110.0, 5.0, 0.0), (110.1, 5.0, 0.0)], e=[(1.0, 0.0, 4.0)]).downstream == 2
+    assert measure(w0=[inside], distance=100.0).queue == 0
+
+
+vehicle = st.tuples(st.integers(0, 100).map(float), st.floats(0, 40), st.floats(0, 1000))
+
+
+@given(st.fixed_dictionaries({lane: st.lists(vehicle, max_size=5) for lane in LENGTH}), st.integers(1, 60))
+def test_everybody_in_range_is_counted_once(vehicles: dict[str, list[Vehicle]], extend: int) -> None:
+    seen = measure(extend, 150.0, **vehicles)
+    in_range = [
+        (stood, speed)
+        for lane in ("w", "v", "w0")
+        for position, speed, stood in vehicles[lane]
+        if AREA.upstream[lane] + LENGTH[lane] - position <= 150
+    ]
+    assert seen.queue + seen.arriving + seen.approaching == len(in_range)
+    assert seen.max_lane_queue <= seen.queue <= 2 * seen.max_lane_queue
+    assert seen.wait == int(max((stood for stood, speed in in_range if speed < 0.1), default=0))
+    later = measure(extend + 1, 150.0, **vehicles)
+    assert later.arriving >= seen.arriving and later.queue == seen.queue
+
+
+@given(st.fixed_dictionaries({lane: st.lists(vehicle, max_size=3) for lane in LENGTH}))
+def test_counts_are_whole_and_not_negative(vehicles: dict[str, list[Vehicle]]) -> None:
+    for value in dataclasses.asdict(measure(**vehicles)).values():
+        assert isinstance(value, int) and value >= 0

@@ -1,0 +1,380 @@
+"""`grpo evaluate`: the command a user types, its failures, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from networks import make_cross, make_pair
+
+from grpo import evaluation
+from grpo.__main__ import main
+from grpo.baselines import make_rule_policy
+from grpo.config import EvaluationConfig
+from grpo.console import guarded
+from grpo.episode import Episode, run_episode
+from grpo.errors import ConfigError, GrpoError, ModelError, ScenarioError
+from grpo.records import Decision, EpisodeResult, Observation
+from grpo.report import MEASURES
+from grpo.sumo_interface import SignalSettings
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two small scenarios."""
+    folder = tmp_path_factory.mktemp("scenarios")
+    make_cross(folder / "cross", duration=180)
+    make_pair(folder / "pair", duration=180)
+    return folder
+
+
+def evaluate(scenario: Path, output: Path, *flags: object) -> int:
+    argv = ["evaluate", "--scenario", str(scenario), "--output", str(output), *map(str, flags)]
+    return guarded(main, argv)
+
+
+def read(output: Path) -> dict[str, Any]:
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def without_latency(found: Any) -> Any:
+    """Results less what is real time."""
+    if isinstance(found, dict):
+        return {key: without_latency(value) for key, value in found.items() if not key.startswith("decision_ms")}
+    return [without_latency(value) for value in found] if isinstance(found, list) else found
+
+
+@pytest.fixture(scope="module")
+def finished(scenarios: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of one whole evaluation."""
+    output = tmp_path_factory.mktemp("results") / "first"
+    flags = ("--policy", "fixed_time", "--policy", "actuated", "max_pressure", "random", "--seeds", 1, 2)
+    assert evaluate(scenarios, output, *flags) == 0
+    return output
+
+
+def test_every_policy_drives_every_scenario_with_every_seed(finished: Path) -> None:
+    found = read(finished)
+    policies = ("fixed_time", "actuated", "max_pressure", "random")
+    assert [(e["scenario"], e["policy"], e["seed"]) for e in found["episodes"]] == [
+        (scenario, policy, seed) for scenario in ("cross", "pair") for policy in policies for seed in (1, 2)
+    ]
+    for episode in found["episodes"]:
+        assert episode["error"] is None
+        assert episode["throughput_veh"] > 20
+        assert 0 < episode["avg_delay_s"] < episode["avg_travel_time_s"]
+        asked = episode["policy"] in ("max_pressure", "random")
+        assert (episode["decisions"] > 10) is asked
+        assert (episode["decision_ms_p99"] is not None) is asked
+    assert {e["scenario"] for e in found["summary"]} == {"cross", "pair", "all"}
+    assert all(e["n"] == (4 if e["scenario"] == "all" else 2) for e in found["summary"])
+
+
+def test_policies_differ_on_the_same_traffic(finished: Path) -> None:
+    delays = {e["avg_delay_s"] for e in read(finished)["episodes"] if (e["scenario"], e["seed"]) == ("cross", 1)}
+    assert len(delays) == 4
+
+
+def test_the_folder_is_finished_and_holds_table_and_chart(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "evaluation.json", "evaluation.csv", "evaluation.png", "manifest.json", "run.json"
+    }  # fmt: skip
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert (manifest["stage"], manifest["episodes"], manifest["failed"]) == ("evaluate", 16, 0)
+    assert set(manifest["inputs"]) == {"cross", "pair"}
+
+
+def test_a_finished_folder_is_left_as_it_is(finished: Path, scenarios: Path, capsys) -> None:
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    assert evaluate(scenarios, finished, "--policy", "fixed_time") == 2
+    assert "holds the result of a finished run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_the_same_seed_gives_the_same_numbers(finished: Path, scenarios: Path, tmp_path: Path, capsys) -> None:
+    again = tmp_path / "again"
+    flags = ("--policy", "fixed_time", "actuated", "max_pressure", "random", "--seeds", 1, 2, "--max-workers", 1)
+    assert evaluate(scenarios, again, *flags) == 0
+    assert without_latency(read(again)) == without_latency(read(finished))
+    shown = capsys.readouterr()
+    assert "random" in shown.out
+    assert "fixed_time" in shown.out
+    assert "16/16" in shown.err
+
+
+def test_a_broken_scenario_costs_only_its_own_episodes(scenarios: Path, tmp_path: Path, capsys) -> None:
+    broken = make_cross(tmp_path / "broken", duration=60, name="broken")
+    (tmp_path / "broken" / "broken.rou.xml").write_text('<routes><vehicle id="v" depart="0"><route edges="XY"/>')
+    good = scenarios / "cross" / "cross.sumocfg"
+    flags = ("--scenario", broken, "--policy", "fixed_time", "max_pressure", "--seeds", 1)
+    assert evaluate(good, tmp_path / "out", *flags) == 0
+    errors = {(e["scenario"], e["policy"]): e["error"] for e in read(tmp_path / "out")["episodes"]}
+    assert errors["cross", "fixed_time"] is errors["cross", "max_pressure"] is None
+    assert "SUMO does not start" in errors["broken", "fixed_time"]
+    assert "failed: max_pressure on broken, seed 1" in capsys.readouterr().err
+    failed = [e for e in read(tmp_path / "out")["summary"] if e["scenario"] == "broken"]
+    assert all(e["failed"] == 1 and e["avg_delay_s"]["mean"] is None for e in failed)
+
+
+def test_where_every_episode_fails_sumos_message_is_shown(tmp_path: Path, capsys) -> None:
+    broken = make_cross(tmp_path / "broken", duration=60)
+    (tmp_path / "broken" / "cross.net.xml").write_text("no network")
+    assert evaluate(broken, tmp_path / "out", "--policy", "fixed_time", "--seeds", 1) == 2
+    said = capsys.readouterr().err
+    assert "every episode failed" in said
+    assert "SUMO does not start" in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_language_model_drives_and_is_named_by_its_path(scenarios: Path, answering_model: Path, tmp_path) -> None:
+    good = scenarios / "cross" / "cross.sumocfg"
+    assert evaluate(good, tmp_path / "out", "--policy", answering_model, "--seeds", 1) == 0
+    (driven,) = read(tmp_path / "out")["episodes"]
+    assert (driven["policy"], driven["error"]) == (str(answering_model), None)
+    assert driven["decisions"] > 10
+    assert driven["decision_ms_p50"] > 0
+
+
+class Faltering:
+    """A model that fails at times, when a rule takes over."""
+
+    fallbacks = 0
+
+    def decide(self, observations: list[Observation]) -> list[Decision]:
+        self.fallbacks += observations[0].time > 100
+        return [Decision("no") for _ in observations]
+
+
+def test_what_a_rule_decided_is_not_counted_as_the_models(scenarios: Path, monkeypatch) -> None:
+    config = EvaluationConfig(scenario=[str(scenarios)], policy=["embedded"])
+    policy = Faltering()
+    monkeypatch.setattr(evaluation, "_language_model", lambda name: policy)
+    with pytest.raises(ModelError, match=r"no decision at \d+ of \d+ decision points"):
+        evaluation._play(config, ("embedded", "cross", 1), scenarios / "cross" / "cross.sumocfg")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--policy", "max_presure"], "policy: no policy 'max_presure'; did you mean 'max_pressure'?"),
+        (["--policy", "model/absent"], "model/absent: no such model folder; make it with `grpo train`"),
+        (["--policy", "."], "holds neither config.json"),
+        (["--scenario", "absent.sumocfg"], "absent.sumocfg: no such scenario"),
+        (["--max-green", "6"], "max_green: 6 leaves no room"),
+        (["--seeds", "one"], "seeds"),
+    ],
+    ids=["policy", "model", "no model", "scenario", "range", "type"],
+)
+def test_bad_input_is_one_line_and_writes_nothing(flags, said, scenarios, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = [] if "--policy" in flags else ["--policy", "fixed_time"]
+    assert evaluate(scenarios, tmp_path / "out", *policy, *flags) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- with a stand-in for the workers
+
+
+def result(task: tuple[str, str, int], delay: float) -> EpisodeResult:
+    numbers: dict[str, Any] = dict.fromkeys(MEASURES, 1.0)
+    return EpisodeResult(*task, **numbers | {"avg_delay_s": delay}, gridlocked=False)
+
+
+class Workers:
+    """Stands in for ``run_isolated``; what each call gives is told by ``outcome``, and calls are counted."""
+
+    def __init__(self, stop_after: int | None = None, error: dict[str, BaseException] | None = None) -> None:
+        self.ran: list[tuple[str, str, int]] = []
+        self._stop_after = stop_after
+        self._error = error or {}
+
+    def __call__(self, function: Any, calls: list, **_: Any) -> Iterator[tuple[int, Any, BaseException | None]]:
+        for index, (_, task, _) in enumerate(calls):
+            if len(self.ran) == self._stop_after:
+                raise KeyboardInterrupt
+            self.ran.append(task)
+            error = self._error.get(task[0])
+            yield index, None if error else result(task, 10.0 + task[2]), error
+
+
+@pytest.fixture
+def config(scenarios: Path, tmp_path: Path) -> EvaluationConfig:
+    return EvaluationConfig(
+        scenario=[str(scenarios)], policy=["fixed_time", "random"], seeds=[1, 2], output=str(tmp_path / "out")
+    )
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_is_missing(config, monkeypatch) -> None:
+    first = Workers(stop_after=3)
+    monkeypatch.setattr(evaluation, "run_isolated", first)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(config)
+    kept = Path(config.output) / "episodes.jsonl"
+    kept.write_text(kept.read_text() + '{"policy": "ran')  # killed in the middle of a line
+    second = Workers()
+    monkeypatch.setattr(evaluation, "run_isolated", second)
+    episodes, _ = evaluation.evaluate(replace(config, max_workers=1))
+    assert len(second.ran) == 5
+    assert not set(first.ran) & set(second.ran)
+    assert [e.avg_delay_s for e in episodes] == [11.0, 12.0] * 4
+    assert not kept.exists()
+
+
+def test_other_settings_or_other_inputs_do_not_go_on(config, monkeypatch, tmp_path) -> None:
+    mine = make_cross(tmp_path / "mine", duration=60)
+    config = replace(config, scenario=[str(mine)])
+    for change in (lambda: None, lambda: mine.with_name("cross.rou.xml").write_text("<routes/>")):
+        change()
+        workers = Workers(stop_after=2)
+        monkeypatch.setattr(evaluation, "run_isolated", workers)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(config)
+        assert len(workers.ran) == 2
+    assert (tmp_path / "out.1").is_dir()
+
+
+def test_failed_episodes_are_tried_again(config, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "run_isolated", Workers(6, {"fixed_time": TimeoutError()}))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(config)
+    again = Workers()
+    monkeypatch.setattr(evaluation, "run_isolated", again)
+    evaluation.evaluate(config)
+    assert [task for task in again.ran if task[0] == "fixed_time"] == [
+        ("fixed_time", scenario, seed) for scenario in ("cross", "pair") for seed in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ScenarioError("net.xml: bad"), "net.xml: bad"),
+        (TimeoutError(), "did not answer in time"),
+        (RuntimeError("two\nlines"), "RuntimeError: two lines"),
+    ],
+)
+def test_why_an_episode_failed_is_one_line(error, text, config, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "run_isolated", Workers(error={"random": error}))
+    episodes, summary = evaluation.evaluate(config)
+    failed = [e for e in episodes if e.error is not None]
+    assert {e.policy for e in failed} == {"random"}
+    assert all(text in e.error and "\n" not in e.error and e.avg_delay_s is None for e in failed)
+    assert next(e for e in summary if (e["scenario"], e["policy"]) == ("all", "random"))["failed"] == 4
+
+
+def test_a_seed_or_policy_given_twice_counts_once(config, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "run_isolated", Workers())
+    episodes, _ = evaluation.evaluate(replace(config, policy=["random", "random"], seeds=[3, 3]))
+    assert [(e.scenario, e.seed) for e in episodes] == [("cross", 3), ("pair", 3)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "error"), [("gap_presure", ConfigError), ("no/such/model", ModelError), ("org/name", ModelError)]
+)
+def test_unknown_policies_are_refused(policy, error, config) -> None:
+    with pytest.raises(error):
+        evaluation.evaluate(replace(config, policy=["fixed_time", policy]))
+
+
+# ---------------------------------------------------------------------- one episode
+
+
+@pytest.fixture(scope="module")
+def cross_episode(scenarios: Path) -> Episode:
+    return Episode(scenarios / "cross" / "cross.sumocfg", 1, "controlled", SignalSettings(), -1)
+
+
+class Stubborn:
+    """Notes what it is asked; always extends, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.batches: list[list[Observation]] = []
+        self._error = error
+
+    def decide(self, observations: list[Observation]) -> list[Decision]:
+        if self._error:
+            raise self._error
+        self.batches.append(observations)
+        return [Decision("yes") for _ in observations]
+
+
+def test_lights_due_in_one_second_are_one_batch(scenarios: Path) -> None:
+    policy = Stubborn()
+    drive = run_episode(
+        Episode(scenarios / "pair" / "pair.sumocfg", 1, "controlled", SignalSettings(), -1), policy, timeout_s=60
+    )
+    assert all(len({seen.time for seen in batch}) == 1 for batch in policy.batches)
+    assert max(map(len, policy.batches)) == 2
+    assert drive.decisions == sum(map(len, policy.batches))
+    assert len(drive.batch_ms) == len(policy.batches)
+
+
+def test_an_episode_does_not_depend_on_what_its_process_did_before(cross_episode: Episode) -> None:
+    policy = make_rule_policy("delay_balance", seed=0)
+    drives = [run_episode(cross_episode, policy, timeout_s=60).measures for _ in range(2)]
+    assert drives[0] == drives[1]
+
+
+def test_a_policy_that_fails_is_not_blamed_on_the_simulation(cross_episode: Episode) -> None:
+    with pytest.raises(ValueError, match="no idea"):
+        run_episode(cross_episode, Stubborn(ValueError("no idea")), timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("script", "timeout_s", "said"),
+    [
+        ("kill -SEGV $$", 60, "died (SIGSEGV): see whether `sumo -c"),
+        ("echo 'out of luck' >&2; exit 3", 60, "died (exit code 3): out of luck"),
+        ("exec sleep 60", 0.5, "took longer than 0.5 s; raise episode_timeout_seconds"),
+    ],
+    ids=["crash", "exit", "hang"],
+)
+def test_a_simulation_that_dies_or_hangs_is_an_error(script, timeout_s, said, cross_episode, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    start = time.monotonic()
+    with pytest.raises(GrpoError) as caught:
+        run_episode(cross_episode, Stubborn(), timeout_s=timeout_s)
+    assert said in str(caught.value)
+    assert time.monotonic() - start < 30
+
+
+def test_time_to_teleport_reaches_sumo(scenarios: Path, tmp_path: Path) -> None:
+    # North and south get no green while the policy always extends, up to the largest maximum green.
+    settings = SignalSettings(max_green=3000)
+    jam = make_cross(tmp_path, duration=300, veh_per_hour={"WC CE": 400, "NC CS": 400})
+    teleports = {
+        seconds: run_episode(Episode(jam, 1, "controlled", settings, seconds), Stubborn(), timeout_s=60)
+        for seconds in (-1, 60)
+    }
+    assert teleports[-1].measures.teleports == 0
+    assert teleports[60].measures.teleports > 0
+
+
+# ---------------------------------------------------------------------- published figures
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "delay_s"), [("ingolstadt1", "own", 29.3), ("ingolstadt1", "actuated", 23.1)]
+)
+def test_delay_is_the_published_definition(name, program, delay_s) -> None:
+    sumocfg = SHARED / name / f"{name}.sumocfg"
+    if not sumocfg.exists():
+        pytest.skip(f"{sumocfg.parent} is not here")
+    delays = [
+        run_episode(Episode(sumocfg, seed, program, SignalSettings(), -1), None, timeout_s=120).measures.avg_delay_s
+        for seed in (1, 2, 3)
+    ]
+    assert sum(delays) / 3 == pytest.approx(delay_s, abs=0.2)

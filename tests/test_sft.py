@@ -1,0 +1,296 @@
+"""``grpo sft-data`` and ``grpo sft`` as a user types them, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import tiny_rows, write_dataset
+
+from grpo.__main__ import main
+from grpo.config import SFTDataConfig, SFTTrainingConfig
+from grpo.console import guarded
+from grpo.errors import ConfigError, DataError, ModelError, OutputError
+from grpo.model import load_for_inference, load_for_training, prompt_language_of
+from grpo.prompt_builder import ANSWERS, SYSTEM_PROMPT
+from grpo.records import GRPODataEntry, observation_of
+from grpo.sft_data import make_sft_data
+from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def sft_data(tmp_path: Path, rows: list[GRPODataEntry], **settings: Any) -> list[dict[str, Any]]:
+    folder = write_dataset(tmp_path / "rows", rows)
+    path = tmp_path / "sft" / "data.json"
+    make_sft_data(SFTDataConfig(dataset_path=str(folder), output_path=str(path), **settings))
+    return json.loads(path.read_text())
+
+
+# sft-data
+
+
+def test_sft_data_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tiny_rows(60, scenarios=("a", "b", "c", "d"))
+    rows += [replace(row, id=f"x-{row.id}") for row in tiny_rows(4, scenarios=("a",), with_outcomes=False)]
+    folder, path = write_dataset(tmp_path / "rows", rows), tmp_path / "sft" / "data.json"
+    assert main(["sft-data", "--dataset-path", str(folder), "--output-path", str(path)]) == 0
+    examples = json.loads(path.read_text())
+    by_id = {row.id: row for row in rows}
+    assert len(examples) == 60
+    for example in examples:
+        row = by_id[example["id"]]
+        assert example["label"] == example["best_action"] == row.best_action
+        assert example["advantage"] == row.advantage
+        assert example["prompt"] == [{"role": "user", "content": SYSTEM_PROMPT["en"] + row.prompt}]
+        assert example["completion"] == [{"role": "assistant", "content": ANSWERS[row.best_action or "yes"]}]
+    sides = {split: {one["scenario"] for one in examples if one["split"] == split} for split in ("train", "validation")}
+    assert sides["train"] and sides["validation"] and not sides["train"] & sides["validation"]
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    assert manifest["rows"] == 64 and manifest["without_outcomes"] == 4
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(path)
+    assert "validation" in shown.err and "4 without outcomes" in shown.err
+
+
+@pytest.mark.parametrize("labels", ["oracle", "max_pressure", "random"])
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, labels: str) -> None:
+    rows = tiny_rows(40)
+    first, again = (sft_data(tmp_path / name, rows, labels=labels) for name in "ab")
+    assert json.dumps(first) == json.dumps(again)
+    if labels == "random":
+        assert sft_data(tmp_path / "c", rows, labels=labels, seed=7) != first
+
+
+def test_max_pressure_labels_are_what_the_policy_does(tmp_path: Path) -> None:
+    from grpo.baselines import make_rule_policy
+
+    rows = tiny_rows(40)
+    policy = make_rule_policy("max_pressure", seed=0)
+    decided = {row.id: policy.decide([observation_of(row)])[0].action for row in rows}
+    examples = sft_data(tmp_path, rows, labels="max_pressure")
+    assert {one["id"]: one["label"] for one in examples} == decided
+    assert all(one["completion"][0]["content"] == ANSWERS[one["label"]] for one in examples)
+    assert any(one["label"] != one["best_action"] for one in examples)
+
+
+def test_small_advantages_are_left_out(tmp_path: Path) -> None:
+    rows = tiny_rows(60)
+    examples = sft_data(tmp_path, rows, min_advantage=20.0)
+    assert {one["id"] for one in examples} == {row.id for row in rows if abs(row.advantage or 0) >= 20}
+    with pytest.raises(DataError, match="min_advantage"):
+        sft_data(tmp_path / "none", rows, min_advantage=1e9)
+
+
+def test_one_scenario_is_split_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tiny_rows(40, scenarios=("only",))
+    examples = sft_data(tmp_path, rows)
+    times = {row.id: row.simulation_time for row in rows}
+    train = [times[one["id"]] for one in examples if one["split"] == "train"]
+    held_out = [times[one["id"]] for one in examples if one["split"] == "validation"]
+    assert len(held_out) == 6 and max(train) < min(held_out)
+    assert capsys.readouterr().err.count("one scenario") == 1
+    with pytest.raises(DataError, match="hold out"):
+        sft_data(tmp_path / "one", tiny_rows(1, scenarios=("only",)))
+
+
+def test_a_finished_file_is_kept(tmp_path: Path) -> None:
+    rows = tiny_rows(20)
+    sft_data(tmp_path, rows)
+    before = (tmp_path / "sft" / "data.json").read_bytes()
+    with pytest.raises(OutputError, match="finished run"):
+        sft_data(tmp_path, rows, seed=1)
+    assert (tmp_path / "sft" / "data.json").read_bytes() == before
+    sft_data(tmp_path, rows, seed=1, if_finished="move_aside")
+    assert (tmp_path / "sft.1" / "data.json").read_bytes() == before
+    (tmp_path / "sft" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="folder of its own"):
+        sft_data(tmp_path, rows, if_finished="move_aside")
+
+
+# sft
+
+
+@pytest.fixture(scope="session")
+def sft_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    sft_data(folder, tiny_rows(160), prompt_language="zh")
+    return folder / "sft" / "data.json"
+
+
+def settings(model: Path, data: Path, out: Path, **others: Any) -> SFTTrainingConfig:
+    values: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-2, "logging_steps": 4, "evaluation_rows": 20}
+    return SFTTrainingConfig(model_path=str(model), dataset_path=str(data), output_dir=str(out), **values | others)
+
+
+def test_the_shipped_config_names_every_key() -> None:
+    path = ROOT / "config" / "sft_config.yaml"
+    SFTTrainingConfig.from_yaml(path)
+    assert set(yaml.safe_load(path.read_text())) == {field.name for field in fields(SFTTrainingConfig)}  # type: ignore[arg-type]
+
+
+def test_loss_is_on_the_answer_only(random_model: Path, sft_file: Path, tmp_path: Path) -> None:
+    config = settings(random_model, sft_file, tmp_path / "m")
+    loaded = load_for_training(config)
+    rows = load_sft_rows(sft_file)[:16]
+    examples = tokenize(rows, loaded.tokenizer, max_seq_length=2048)
+    trainer = make_trainer(config, loaded, examples, tmp_path / "c", optimizer="adamw_torch")
+    seen = []
+    for batch in trainer.get_train_dataloader():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            learned = loaded.tokenizer.decode(ids[labels != -100])
+            assert learned in {answer + "<|end|>" for answer in ANSWERS.values()}
+            assert (labels[labels != -100] == ids[labels != -100]).all() and not mask[ids == 0].any()
+            prompt = loaded.tokenizer.decode(ids[(labels == -100) & (mask == 1)])
+            seen.append((prompt.removesuffix("<|answer|>"), learned.removesuffix("<|end|>")))
+    wanted = [(row["prompt"][0]["content"].split("\n")[-1], row["completion"][0]["content"]) for row in rows]
+    assert sorted(seen) == sorted(wanted)
+
+
+def test_too_long_rows_are_refused_before_anything_is_written(
+    random_model: Path, sft_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="max_seq_length = 64"):
+        train_sft(settings(random_model, sft_file, tmp_path / "m", max_seq_length=64))
+    assert not (tmp_path / "m").exists()
+
+
+def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m"
+    config = settings(random_model, sft_file, out, max_steps=90)
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert main(["sft", "--config", str(file)]) == 0
+    shown = capfd.readouterr()
+    assert shown.out.strip() == str(out)
+    assert "step 4/90" in shown.err and "left" in shown.err and "valid format" in shown.err
+    report = json.loads((out / "sft_report.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert report.items() <= manifest.items() and manifest["settings"] == config.to_dict()
+    assert report["valid_format_rate"] >= 0.9 and report["held_out_rows"] == 20
+    assert prompt_language_of(out) == "zh"
+    load_for_inference(str(out))
+    with pytest.raises(OutputError, match="finished run"):
+        train_sft(config)
+
+
+def test_a_model_that_cannot_answer_stops_the_run(
+    random_model: Path, sft_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(random_model, sft_file, tmp_path / "m", max_steps=1, max_new_tokens=8)
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert guarded(main, ["sft", "--config", str(file)]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error:") and "0.0%" in last and "floor is 90.0%" in last
+    assert not (tmp_path / "m" / "manifest.json").exists() and not (tmp_path / "m" / "config.json").exists()
+    # the trained weights are still there: with another floor the run ends without training again
+    train_sft(replace(config, format_floor=0.0))
+    assert "going on" not in capsys.readouterr().err
+    assert (tmp_path / "m" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_killed_run_ends_with_the_same_weights(
+    random_model: Path, sft_file: Path, tmp_path: Path, lora: bool
+) -> None:
+    others = {"max_steps": 14, "save_steps": 4, "format_floor": 0.0, "evaluation_rows": 2, "max_new_tokens": 2}
+    if lora:
+        others |= {"full_training_below": 0, "lora_rank": 2}
+    whole = train_sft(settings(random_model, sft_file, tmp_path / "whole", **others))
+    config = settings(random_model, sft_file, tmp_path / "killed", **others)
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    command = [sys.executable, "-m", "grpo", "sft", "--config", str(file)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    written = tmp_path / "killed" / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    while not written.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert written.exists() and not (tmp_path / "killed" / "manifest.json").exists()
+    killed = train_sft(config)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_greedy_check_counts_what_it_says(answering_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"prompt": [], "best_action": "yes", "advantage": 30.0},
+        {"prompt": [], "best_action": "no", "advantage": -10.0},
+        {"prompt": [], "best_action": "yes", "advantage": 5.0},
+        {"prompt": [], "best_action": "yes", "advantage": 5.0},
+    ]
+    answers = [ANSWERS["yes"], "Sure: extend = yes", "no idea", ANSWERS["no"]]
+    monkeypatch.setattr("grpo.sft_training.generate_answers", lambda *_: answers)
+    report = check_answers(None, rows, max_new_tokens=8, batch_size=2)  # type: ignore[arg-type]
+    assert report == {
+        "held_out_rows": 4,
+        "valid_format_rate": 0.75,
+        "strict_format_rate": 0.5,
+        "agreement": 0.25,
+        "weighted_agreement": 0.6,
+        "constant_agreement": 0.75,
+    }
+    monkeypatch.undo()
+    loaded = load_for_training(SFTTrainingConfig(model_path=str(answering_model)))
+    real = [dict(row, prompt=[{"role": "user", "content": tiny_rows(4)[i].prompt}]) for i, row in enumerate(rows)]
+    assert check_answers(loaded, real, max_new_tokens=16, batch_size=3)["strict_format_rate"] == 1.0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[3].pop("best_action"), "row 3, field 'best_action'"),
+        (lambda rows: rows[2].update(prompt="text"), "row 2, field 'prompt'"),
+        (lambda rows: rows[1]["prompt"][0].update(content="Hello"), "row 1, field 'prompt'.*system prompt"),
+        (lambda rows: rows[0].update(split="test"), "row 0, field 'split'"),
+        (lambda rows: [row.update(split="train") for row in rows], "no row of the split 'validation'"),
+        (lambda rows: rows.clear(), "no row of the split 'train'"),
+    ],
+)
+def test_a_bad_sft_dataset_is_named(
+    random_model: Path, sft_file: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    rows = json.loads(sft_file.read_text())
+    change(rows)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=message):
+        train_sft(settings(random_model, path, tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ({"dataset_path": "absent.json"}, DataError, "grpo sft-data"),
+        ({"model_path": "./absent"}, ModelError, "no such model folder"),
+        ({"max_steps": 0}, ConfigError, "max_steps: 0"),
+        ({"optim": "adamm"}, ConfigError, "unknown optimizer"),
+        ({"report_to": ["nowhere"]}, ConfigError, "report_to"),
+        ({"resume_from_checkpoint": "absent"}, ModelError, "resume_from_checkpoint"),
+        ({"backend": "unsloth"}, ModelError, "unsloth"),
+    ],
+)
+def test_bad_settings_leave_the_output_alone(
+    random_model: Path, sft_file: Path, tmp_path: Path, others: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    out = tmp_path / "m"
+    out.mkdir()
+    (out / "manifest.json").write_text("{}")
+    with pytest.raises(error, match=message) as caught:
+        train_sft(replace(settings(random_model, sft_file, out, if_finished="move_aside"), **others))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["m"] and os.listdir(out) == ["manifest.json"]

@@ -1,0 +1,134 @@
+"""Signal constraints hold under any decisions, on generated and real networks."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from random import Random
+
+import pytest
+from networks import make_cross, make_pair
+
+from grpo.errors import ScenarioError
+from grpo.sumo_interface import SignalSettings, TrafficSimulation, read_network
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
+
+
+@pytest.fixture(scope="module")
+def cross(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cross(tmp_path_factory.mktemp("cross"), duration=300)
+
+
+def _scenario(name: str, cross: Path, tmp_path: Path) -> Path:
+    if name == "cross":
+        return cross
+    if name == "pair":
+        return make_pair(tmp_path, duration=300)
+    sumocfg = SHARED / name / f"{name}.sumocfg"
+    if not sumocfg.exists():
+        pytest.skip(f"{sumocfg.parent} is not here")
+    return sumocfg
+
+
+@pytest.mark.parametrize("name", ["cross", "pair", "cologne1", "cologne3", "ingolstadt1"])
+@pytest.mark.parametrize("extend_share", [0.1, 0.9])
+def test_signal_constraints_hold_under_random_decisions(name, extend_share, cross, tmp_path):
+    random = Random(5)
+    settings = SignalSettings(max_green=33)
+    with TrafficSimulation(_scenario(name, cross, tmp_path), seed=1, settings=settings) as simulation:
+        plans = simulation.plans
+        shown = dict.fromkeys(plans)
+        green_since = dict.fromkeys(plans, simulation.time)
+        order = dict.fromkeys(plans, 0)
+        asked = 0
+        for _ in range(300):
+            for observation in simulation.due():
+                plan = plans[observation.junction_id]
+                green = next(g for g in plan.greens if g.id == observation.current_phase_id)
+                assert observation.green_elapsed == simulation.time - green_since[observation.junction_id]
+                assert green.min_green <= observation.green_elapsed
+                assert observation.green_elapsed + observation.extend_seconds <= green.max_green
+                assert next(iter(observation.phases)) == observation.current_phase_id
+                asked += 1
+                simulation.apply(observation.junction_id, "yes" if random.random() < extend_share else "no")
+            simulation.step()
+            states = dict(zip(simulation._sumo.trafficlight.getIDList(), simulation.snapshot()[2], strict=True))
+            for junction, plan in plans.items():
+                before, now = shown[junction], states[junction]
+                assert now in {phase.state for phase in plan.phases}, "a state that is not in the program"
+                if before is not None and before != now:
+                    assert not any(b in "Gg" and a == "r" for b, a in zip(before, now, strict=True)), "no yellow"
+                greens = {g.state: k for k, g in enumerate(plan.greens)}
+                if now in greens and now != before:
+                    if before is not None:
+                        expected = (order[junction] + 1) % len(plan.greens)
+                        assert plan.greens[expected].state == now, "a phase was skipped"
+                        order[junction] = expected
+                    green_since[junction] = simulation.time - 1
+                shown[junction] = now
+        assert asked > 10
+
+
+def test_yes_keeps_the_green_for_exactly_extend_seconds(cross):
+    with TrafficSimulation(cross, seed=1, settings=SignalSettings(extend_seconds=7)) as simulation:
+        times = []
+        while len(times) < 4:
+            for observation in simulation.due():
+                times.append(simulation.time)
+                simulation.apply(observation.junction_id, "yes")
+            simulation.step()
+        assert [b - a for a, b in itertools.pairwise(times)] == [7, 7, 7]
+        assert times[0] == simulation.begin + 5
+
+
+def test_the_longest_green_forces_the_switch_without_asking(cross):
+    with TrafficSimulation(cross, seed=1, settings=SignalSettings(max_green=20)) as simulation:
+        first = next(iter(simulation.plans.values())).greens[0]
+        elapsed = []
+        while simulation.time < 40:
+            for observation in simulation.due():
+                if observation.current_phase_id == first.id:
+                    elapsed.append(observation.green_elapsed)
+                simulation.apply(observation.junction_id, "yes")
+            simulation.step()
+    assert elapsed == [5, 10, 15]
+
+
+def test_own_and_actuated_programs_run_without_decisions(cross):
+    for program in ("own", "actuated"):
+        with TrafficSimulation(cross, seed=1, program=program) as simulation:
+            states = set()
+            for _ in range(200):
+                assert simulation.due() == []
+                simulation.step()
+                states.add(simulation.snapshot()[2])
+            assert len(states) >= 4
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(cross):
+    def run(seed: int) -> list:
+        with TrafficSimulation(cross, seed=seed) as simulation:
+            for _ in range(120):
+                for observation in simulation.due():
+                    simulation.apply(observation.junction_id, "no")
+                simulation.step()
+            return list(simulation.snapshot())
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_closing_twice_is_harmless_and_a_second_start_works(cross):
+    simulation = TrafficSimulation(cross, seed=1)
+    simulation.close()
+    simulation.close()
+    with TrafficSimulation(cross, seed=1) as second:
+        second.step()
+
+
+def test_lights_that_cannot_be_controlled_are_left_alone(tmp_path):
+    sumocfg = make_cross(tmp_path, lights=False)
+    assert read_network(sumocfg, SignalSettings()).plans == ()
+    with pytest.raises(ScenarioError, match="no light"):
+        TrafficSimulation(sumocfg, seed=1)

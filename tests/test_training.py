@@ -1,0 +1,477 @@
+"""Stage ``grpo train``: data, the command a user types, learning, and resuming to the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import tiny_rows, write_dataset
+
+from grpo.checkpoints import newest_checkpoint
+from grpo.config import GRPOTrainingConfig, load_config
+from grpo.errors import ConfigError, DataError, GrpoError, OutputError
+from grpo.outcome_cache import fill_outcomes
+from grpo.prompt_builder import SYSTEM_PROMPT
+from grpo.records import GRPODataEntry, Outcome, best_of
+from grpo.reward import Rewards, outcomes_from_text
+from grpo.training import load_grpo_dataset, parse_args, train_grpo
+
+ROOT = Path(__file__).resolve().parents[1]
+YAML = ROOT / "config" / "grpo_config.yaml"
+SCRIPT = [sys.executable, str(ROOT / "grpo" / "training.py")]
+
+
+def small(model: Path, data: Path, output: Path, **changes: Any) -> GRPOTrainingConfig:
+    """Settings of a run that takes seconds; an epoch of the 24 rows is 12 steps."""
+    values: dict[str, Any] = {
+        "model_path": str(model),
+        "dataset_path": str(data),
+        "output_dir": str(output),
+        "learning_rate": 1e-3,
+        "max_new_tokens": 12,
+        "max_steps": 8,
+        "warmup_steps": 1,
+        "save_steps": 4,
+        "logging_steps": 1,
+        "validation_rows": 0,
+        "optim": "adamw_torch",
+    }
+    return GRPOTrainingConfig(**(values | changes))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+# Settings
+
+
+def test_yaml_holds_every_key_with_its_documented_value() -> None:
+    written = yaml.safe_load(YAML.read_text(encoding="utf-8"))
+    assert set(written) == {field.name for field in dataclasses.fields(GRPOTrainingConfig)}
+    config = GRPOTrainingConfig.from_yaml(YAML)
+    documented = {
+        "model_path": "model/sft_model",
+        "max_seq_length": 2048,
+        "learning_rate": 1e-5,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "num_generations": 4,
+        "temperature": 0.9,
+        "kl_coeff": 0.1,
+        "max_new_tokens": 50,
+        "top_p": 0.9,
+        "repetition_penalty": 1.0,
+        "num_train_epochs": 3,
+        "warmup_steps": 10,
+        "logging_steps": 5,
+        "save_steps": 50,
+        "optim": "adamw_8bit",
+        "format_weight": 1.0,
+        "tsc_weight": 1.0,
+        "max_workers": 4,
+        "extend_seconds": 5,
+        "if_finished": "move_aside",
+    }
+    values = config.to_dict()
+    assert {key: values[key] for key in documented} == documented
+    # all but what is to happen with an earlier result is as in the code
+    assert dataclasses.replace(config, if_finished="stop") == GRPOTrainingConfig()
+
+
+def test_every_key_of_the_yaml_is_commented() -> None:
+    lines = YAML.read_text(encoding="utf-8").splitlines()
+    keys = [line for line in lines if line and line[0].isalpha()]
+    assert all(" # " in line or line.startswith("#") for line in keys if line != "")
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("learning_rate: 1e-6\n")
+    assert load_config(tmp_path / "c.yaml").learning_rate == 1e-6
+
+
+def test_flags_beat_the_file() -> None:
+    config = parse_args(["--config", str(YAML), "--learning-rate", "1e-6", "--seed", "7"])
+    assert (config.learning_rate, config.seed, config.batch_size) == (1e-6, 7, 2)
+
+
+# Data
+
+
+def test_dataset_carries_all_that_rewards_need(tmp_path: Path) -> None:
+    rows = tiny_rows(9)
+    loaded = load_grpo_dataset(write_dataset(tmp_path, rows))
+    by_id = {row.id: row for row in rows}
+    assert sorted(loaded["id"]) == sorted(by_id)
+    for line in loaded:
+        row = by_id[line["id"]]
+        assert line["prompt"] == [{"role": "user", "content": SYSTEM_PROMPT["en"] + row.prompt}]
+        assert outcomes_from_text(line["outcomes"]) == row.outcomes
+        assert line["advantage"] == row.advantage
+        assert line["best_action"] == row.best_action
+
+
+def test_best_action_gets_the_best_reward_on_every_row(dataset: Path) -> None:
+    loaded = load_grpo_dataset(dataset)
+    rewards = Rewards.from_config(GRPOTrainingConfig(), loaded["advantage"])
+    for line in loaded:
+        outcomes = outcomes_from_text(line["outcomes"])
+        totals = {action: rewards.total(f'{{"extend": "{action}"}}', outcomes) for action in ("yes", "no")}
+        assert max(totals, key=lambda action: totals[action]) == line["best_action"]
+
+
+def test_one_file_json_and_jsonl_and_chinese(tmp_path: Path) -> None:
+    write_dataset(tmp_path, tiny_rows(6, scenarios=("a",)))
+    file = tmp_path / "a" / "grpo_dataset.json"
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("\n".join(json.dumps(row) for row in json.loads(file.read_text())))
+    one, other = load_grpo_dataset(file), load_grpo_dataset(lines, prompt_language="zh")
+    assert one["id"] == other["id"]
+    assert other[0]["prompt"][0]["content"].startswith(SYSTEM_PROMPT["zh"])
+
+
+def test_costs_follow_the_weights(tmp_path: Path) -> None:
+    row = tiny_rows(1)[0]
+    outcomes = {"yes": Outcome(0, 9, 0, 0, 0, 0, 0), "no": Outcome(5, 0, 0, 0, 0, 0, 0)}
+    write_dataset(tmp_path, [dataclasses.replace(row, outcomes=outcomes)])
+    assert load_grpo_dataset(tmp_path)[0]["best_action"] == "yes"
+    queues = load_grpo_dataset(tmp_path, cost_weights={"queue_veh_s": 1.0})[0]
+    assert (queues["advantage"], queues["best_action"]) == (-9, "no")
+
+
+def test_rows_of_another_extend_seconds_are_refused(dataset: Path) -> None:
+    with pytest.raises(DataError, match=r"a/grpo_dataset.json: row 0, field 'extend_seconds'"):
+        load_grpo_dataset(dataset, extend_seconds=10)
+
+
+def test_malformed_row_is_named(dataset: Path) -> None:
+    file = dataset / "b" / "grpo_dataset.json"
+    rows = json.loads(file.read_text())
+    del rows[2]["prompt"]
+    file.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"b/grpo_dataset.json: row 2, field 'prompt'"):
+        load_grpo_dataset(dataset)
+
+
+class CountingSimulator:
+    """Gives the recorded outcomes back; rows in ``broken`` fail."""
+
+    def __init__(self, recorded: list[GRPODataEntry], broken: set[str]) -> None:
+        self.recorded = {row.id: row.outcomes for row in recorded}
+        self.broken = broken
+        self.asked: list[str] = []
+
+    def __call__(self, rows: list[GRPODataEntry]) -> list[Any]:
+        self.asked += [row.id for row in rows]
+        return [None if row.id in self.broken else self.recorded[row.id] for row in rows]
+
+
+def test_rows_with_only_a_state_are_simulated_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorded = tiny_rows(5)
+    bare = [dataclasses.replace(row, outcomes=None, state_file=f"states/{row.id}.xml") for row in recorded]
+    stateless = dataclasses.replace(bare[4], state_file=None)
+    rows = [recorded[0], *bare[1:4], stateless]
+    file = tmp_path / "grpo_dataset.json"
+    simulator = CountingSimulator(recorded, broken={bare[2].id})
+
+    filled = fill_outcomes(rows, file, simulator)
+    expected = [recorded[0].outcomes, recorded[1].outcomes, None, recorded[3].outcomes, None]
+    assert [row.outcomes for row in filled] == expected
+    assert simulator.asked == [row.id for row in bare[1:4]]
+    assert "1 of 3 rows could not be simulated" in caplog.text
+
+    simulator.asked.clear()
+    assert fill_outcomes(rows, file, simulator) == filled
+    assert simulator.asked == [bare[2].id]  # only the failure is tried again
+
+    changed = dataclasses.replace(bare[1], horizon_seconds=60)
+    simulator.asked.clear()
+    fill_outcomes([changed], file, simulator)
+    assert simulator.asked == [changed.id]
+
+
+def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
+    from networks import make_cross
+
+    from grpo.config import GRPOConfig
+    from grpo.dataset_generator import generate
+
+    make_cross(tmp_path / "cross", duration=200)
+    data = tmp_path / "data"
+    generate(
+        GRPOConfig(
+            scenarios=[str(tmp_path / "cross")],
+            output_dir=str(data),
+            sample_fraction=0.3,
+            horizon_seconds=20,
+            save_states=True,
+            max_workers=1,
+        )
+    )
+    recorded = load_grpo_dataset(data)
+    (file,) = data.glob("*/grpo_dataset.json")
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([{**row, "outcomes": None, "advantage": None, "best_action": None} for row in rows]))
+    again = load_grpo_dataset(data, max_workers=1)
+    assert len(again) > 3
+    assert again["outcomes"] == recorded["outcomes"]
+    assert again["best_action"] == recorded["best_action"]
+
+
+def test_unreadable_memory_is_made_anew(tmp_path: Path) -> None:
+    recorded = tiny_rows(1)
+    bare = dataclasses.replace(recorded[0], outcomes=None, state_file="s.xml")
+    (tmp_path / "grpo_dataset.outcomes.json").write_text("{")
+    filled = fill_outcomes([bare], tmp_path / "grpo_dataset.json", CountingSimulator(recorded, set()))
+    assert filled[0].outcomes == recorded[0].outcomes
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    "command", [SCRIPT, [sys.executable, "-m", "grpo.training"], [sys.executable, "-m", "grpo", "train"]]
+)
+def test_help_needs_no_training_stack(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'trl', 'transformers', 'datasets', 'peft', 'libsumo', 'scipy'):\n"
+        "            raise ImportError('blocked: ' + name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)] if command is not SCRIPT else [str(tmp_path)])
+    done = subprocess.run(
+        [*command, "--help"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--learning-rate" in done.stdout
+    assert "default: 1e-05" in done.stdout
+
+
+def test_script_does_not_put_the_package_folder_on_the_path(tmp_path: Path) -> None:
+    code = (
+        f"import runpy, sys; sys.argv = ['training.py']; sys.path.insert(0, {str(ROOT / 'grpo')!r})\n"
+        f"runpy.run_path({str(ROOT / 'grpo' / 'training.py')!r})\n"
+        "import grpo; print([p for p in sys.path if p.rstrip('/').endswith('/grpo')], grpo.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] " + str(ROOT))
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*SCRIPT, "--config", str(YAML)], cwd=tmp_path, env={**os.environ}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "model/sft_model" in done.stderr and "grpo sft" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# Training
+
+
+def test_training_raises_the_reward(answering_model: Path, tmp_path: Path) -> None:
+    """The better action is always `no`; the model starts with a coin and has to find out."""
+    rows = []
+    for row in tiny_rows(40, seed=3):
+        outcomes = {"yes": Outcome(60, 0, 0, 0, 0, 0, 0), "no": Outcome(20, 0, 0, 0, 0, 0, 0)}
+        rows.append(dataclasses.replace(row, outcomes=outcomes, best_action=best_of(-40.0), advantage=-40.0))
+    data = write_dataset(tmp_path / "data", rows)
+    config = small(
+        answering_model,
+        data,
+        tmp_path / "out",
+        max_steps=30,
+        learning_rate=5e-3,
+        save_steps=10,
+        batch_size=8,
+        gradient_accumulation_steps=2,
+        num_generations=8,
+        temperature=1.0,
+        top_p=1.0,
+        kl_coeff=0.01,
+        validation_rows=8,
+    )
+    folder = train_grpo(config)
+    log = json.loads((folder / "training_log.json").read_text())
+    steps = [entry for entry in log if "agreement" in entry]
+    assert steps[0]["agreement"] < 0.8
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert sum(entry["agreement"] for entry in steps[-5:]) / 5 > 0.9
+    assert steps[-1]["reward"] > steps[0]["reward"]
+    assert {"rewards/format_reward/mean", "rewards/tsc_reward/mean", "format_rate", "answers/invalid"} <= set(steps[0])
+    held_out = [entry["eval_reward"] for entry in log if "eval_reward" in entry]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["best_held_out_reward"] == max(held_out[1:]) > 1.5
+    assert manifest["rows"] == {"train": 32, "held_out": 8}
+    assert GRPOTrainingConfig.from_yaml(folder / "training_config.yaml") == config
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        load_grpo_dataset(data)[0]["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    text = tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert text == '{"extend": "no"}'
+
+
+ADAPTERS = {"full_training_below": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize("changes", [{}, {"validation_rows": 3, **ADAPTERS}], ids=["full", "adapters"])
+def test_going_on_from_a_checkpoint_gives_the_same_bits(
+    answering_model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Checkpoints in the middle of the second epoch, at its end, and at the end of the run."""
+    data = write_dataset(tmp_path / "data", tiny_rows(16))
+    steps = 8 if not changes else 6  # of an epoch; with rows held out fewer remain
+    config = small(answering_model, data, tmp_path / "whole", max_steps=2 * steps + 2, save_steps=steps // 2, **changes)
+    from grpo.grpo_trainer import ResumableGRPOTrainer
+
+    kept = tmp_path / "checkpoints"
+    save = ResumableGRPOTrainer._save_checkpoint
+
+    def keep_all(self: Any, model: Any, trial: Any) -> None:
+        save(self, model, trial)
+        name = f"checkpoint-{self.state.global_step}"
+        shutil.copytree(Path(self.args.output_dir) / name, kept / name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResumableGRPOTrainer, "_save_checkpoint", keep_all)
+        expected = weights(train_grpo(config))
+    assert expected != weights(answering_model)
+    last = f"checkpoint-{2 * steps + 2}"
+    for step in (steps, steps + steps // 2, 2 * steps, 2 * steps + 2):
+        start = kept / f"checkpoint-{step}"
+        output = tmp_path / f"from-{step}"
+        train_grpo(dataclasses.replace(config, output_dir=str(output), resume_from_checkpoint=str(start)))
+        assert weights(output) == expected, f"resumed at step {step}"
+        assert json.loads((output / "manifest.json").read_text())["steps"] == 2 * steps + 2
+        for file in (output / "checkpoints").glob(f"{last}/*.safetensors"):  # the best one may be an older
+            assert file.read_bytes() == (kept / last / file.name).read_bytes(), f"resumed at step {step}"
+
+
+def test_killed_run_ends_with_the_same_bits(answering_model: Path, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", tiny_rows(12))
+    config = small(answering_model, data, tmp_path / "whole", max_steps=16, save_steps=2)
+    expected = weights(train_grpo(config))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**config.to_dict(), "output_dir": str(tmp_path / "killed")}))
+    command = [*SCRIPT, "--config", str(tmp_path / "run.yaml")]
+    checkpoints = tmp_path / "killed" / "checkpoints"
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (newest := newest_checkpoint(checkpoints)) or int(newest.name.split("-")[1]) < 8:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+
+    # a checkpoint whose save was cut short must be passed over
+    torn = checkpoints / "checkpoint-15"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step": 1')
+
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr
+    assert weights(tmp_path / "killed") == expected
+    assert done.stdout.strip() == str(tmp_path / "killed")
+
+
+# What is refused
+
+
+def test_finished_run_is_kept(answering_model: Path, dataset: Path, tmp_path: Path) -> None:
+    config = small(answering_model, dataset, tmp_path / "out", max_steps=1)
+    before = weights(train_grpo(config))
+    with pytest.raises(OutputError, match="finished"):
+        train_grpo(config)
+    inside = str(tmp_path / "out" / "checkpoints" / "checkpoint-1")
+    with pytest.raises(OutputError, match="another output_dir"):
+        train_grpo(dataclasses.replace(config, resume_from_checkpoint=inside, if_finished="move_aside"))
+    assert weights(tmp_path / "out") == before
+    train_grpo(dataclasses.replace(config, if_finished="move_aside", seed=1))
+    assert weights(tmp_path / "out.1") == before
+
+
+def test_bad_input_leaves_the_output_alone(answering_model: Path, dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "manifest.json").write_text("{}")
+    config = small(answering_model, dataset, output, if_finished="move_aside")
+    empty = write_dataset(tmp_path / "bare", tiny_rows(4, with_outcomes=False))
+    cases: dict[str, dict[str, Any]] = {
+        "no row has outcomes": {"dataset_path": str(empty)},
+        "no such dataset": {"dataset_path": str(tmp_path / "nowhere")},
+        "grpo sft": {"model_path": str(tmp_path / "nowhere")},
+        "extend_seconds": {"extend_seconds": 10},
+        "raise max_seq_length": {"max_seq_length": 20},
+        "rows to train on": {"batch_size": 100, "gradient_accumulation_steps": 4},
+        "unknown optimizer": {"optim": "adamm"},
+        "report_to: 'nobody'": {"report_to": ["nobody"]},
+        "no such folder": {"resume_from_checkpoint": str(tmp_path / "nowhere")},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(GrpoError, match=message):
+            train_grpo(dataclasses.replace(config, **changes))
+    with pytest.raises(ConfigError, match="also model_path"):
+        train_grpo(dataclasses.replace(config, output_dir=str(answering_model)))
+    assert [path.name for path in output.iterdir()] == ["manifest.json"]
+    assert not (tmp_path / "out.1").exists()
+
+
+def test_full_disk_is_one_line(
+    answering_model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = small(answering_model, dataset, tmp_path / "out", max_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
+        with pytest.raises(OutputError, match=r"checkpoint-2: cannot be saved .*No space left"):
+            train_grpo(config)
+    assert train_grpo(config)
+
+
+def test_long_prompts_are_left_out(answering_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = tiny_rows(12)
+    rows[3] = dataclasses.replace(rows[3], prompt=rows[3].prompt + " 1" * 400)
+    config = small(answering_model, write_dataset(tmp_path / "data", rows), tmp_path / "out", max_steps=1)
+    folder = train_grpo(dataclasses.replace(config, max_seq_length=500))
+    assert "1 of 12 rows are left out" in caplog.text
+    assert json.loads((folder / "manifest.json").read_text())["rows"]["train"] == 11
+
+
+def test_wrong_reference_is_noticed() -> None:
+    from transformers import TrainerControl, TrainerState
+
+    from grpo.errors import ModelError
+    from grpo.grpo_trainer import ReferenceCheck
+
+    check, control = ReferenceCheck(), TrainerControl()
+    check.on_log(None, TrainerState(global_step=1), control, logs={"kl": 1e-4})
+    check.on_log(None, TrainerState(global_step=2), control, logs={"kl": 3.0})
+    for kl in (3.0, float("nan")):
+        with pytest.raises(ModelError, match="first step"):
+            check.on_log(None, TrainerState(global_step=1), control, logs={"kl": kl})

@@ -1,0 +1,145 @@
+"""Small made-up models and datasets for the tests: quick to build, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from grpo.prompt_builder import ANSWERS, build_prompt
+from grpo.records import Action, GRPODataEntry, Observation, Outcome, PhaseMetrics, best_of, row_to_json
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + '<|end|>' }}"
+    "{% else %}{{ message['content'].split('\n')[-1] + '<|answer|>' }}{% endif %}"
+    "{% endfor %}"
+)
+"""Shows the model the input JSON only: the instruction is the same in every row."""
+
+
+def tiny_observation(rng: random.Random, *, junction_id: str = "J1", time: float = 100.0) -> Observation:
+    """A light with two greens and small random counts."""
+
+    def metrics() -> PhaseMetrics:
+        queue = rng.randint(0, 9)
+        return PhaseMetrics(2, queue, (queue + 1) // 2, rng.randint(0, 3), rng.randint(0, 5), queue * 3, 0)
+
+    return Observation(
+        junction_id=junction_id,
+        time=time,
+        phase_order=("0", "2"),
+        current_phase_id="0",
+        green_elapsed=rng.choice([5, 10, 15]),
+        min_green=5,
+        max_green=60,
+        extend_seconds=5,
+        phases={"0": metrics(), "2": metrics()},
+    )
+
+
+def tiny_rows(
+    count: int, *, seed: int = 0, scenarios: tuple[str, ...] = ("a", "b", "c"), with_outcomes: bool = True
+) -> list[GRPODataEntry]:
+    """Rows whose better action follows from the two queues: extend while the current one is not the smaller."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        scenario = scenarios[index % len(scenarios)]
+        seen = tiny_observation(rng, time=100.0 + 5 * index)
+        gain = float(10 * (seen.phases["0"].queue - seen.phases["2"].queue) + 5)
+        outcomes: dict[Action, Outcome] = {
+            "yes": Outcome(200.0 - gain / 2, 100.0, 50.0, 3, 4, 0, 0),
+            "no": Outcome(200.0 + gain / 2, 100.0, 50.0, 3, 4, 0, 0),
+        }
+        rows.append(
+            GRPODataEntry(
+                id=f"{scenario}-1-{index}",
+                scenario=scenario,
+                sumocfg=f"../{scenario}/{scenario}.sumocfg",
+                junction_id=seen.junction_id,
+                seed=1,
+                simulation_time=seen.time,
+                phase_order=seen.phase_order,
+                current_phase_id=seen.current_phase_id,
+                current_green_elapsed=seen.green_elapsed,
+                min_green=seen.min_green,
+                max_green=seen.max_green,
+                extend_seconds=seen.extend_seconds,
+                can_extend=True,
+                phase_metrics=seen.phases,
+                prompt=build_prompt(seen),
+                state_file=None,
+                outcomes=outcomes if with_outcomes else None,
+                rollout_policy="delay_balance",
+                horizon_seconds=30,
+                outcome_scope="network",
+                best_action=best_of(gain) if with_outcomes else None,
+                advantage=gain if with_outcomes else None,
+            )
+        )
+    return rows
+
+
+def write_dataset(folder: Path, rows: list[GRPODataEntry]) -> Path:
+    """Write rows as ``grpo generate`` lays them out, one folder a scenario; returns ``folder``."""
+    for scenario in sorted({row.scenario for row in rows}):
+        path = folder / scenario / "grpo_dataset.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([row_to_json(row) for row in rows if row.scenario == scenario]))
+    return folder
+
+
+def tiny_tokenizer() -> Any:
+    """Byte-level BPE learned from tiny prompts; one token for each one-digit number."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    texts = [row.prompt for row in tiny_rows(30)] + list(ANSWERS.values()) * 10
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=512,
+            special_tokens=["<|pad|>", "<|end|>", "<|answer|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def tiny_model(folder: Path, *, seed: int = 0, hidden_size: int = 32, layers: int = 2) -> Path:
+    """Save a random Qwen2 with its tokenizer, loadable by plain transformers; returns ``folder``."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
