@@ -107,8 +107,9 @@ def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[st
     """One row for each other policy: the paired difference of ``policy`` to it, with its interval."""
     others = [(other, found) for other, found in entry["delay_difference_s"].items() if found["mean"] is not None]
     sizes = sorted(abs(found["mean"]) for _, found in others)
-    if any(small > 0 and large > 4 * small for small, large in pairwise(sizes)):
-        axis.set_xscale("symlog", linthresh=10)
+    if sizes and sizes[-1] > 40 and any(small > 0 and large > 4 * small for small, large in pairwise(sizes)):
+        axis.set_xscale("symlog", linthresh=10)  # a gridlocked rival must not squeeze the others together
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.axvline(0.0, color="black", linewidth=0.8, zorder=1)
     for row, (_, found) in enumerate(others):
         low, high = found["interval_95"] or (found["mean"], found["mean"])

@@ -141,16 +141,16 @@ class BaseModelConfig(StageConfig):
 
     STAGE: ClassVar[str] = "base-model"
     output_dir: str = Field(default="model/base_model", min_length=1, description="folder of the base model")
-    hidden_size: int = Field(default=96, ge=32, multiple_of=32, description="width; one attention head for every 32")
-    intermediate_size: int = Field(default=256, ge=32, description="width of the feed-forward layers")
+    hidden_size: int = Field(default=64, ge=32, multiple_of=32, description="width; one attention head for every 32")
+    intermediate_size: int = Field(default=192, ge=32, description="width of the feed-forward layers")
     layers: int = Field(default=4, ge=1, description="transformer layers")
-    fact_steps: int = Field(default=5000, ge=1, description="steps that learn to answer facts about random states")
+    fact_steps: int = Field(default=4000, ge=1, description="steps that learn to answer facts about random states")
     decision_steps: int = Field(
-        default=2500, ge=1, description="steps that learn the answer format and a rough prior, facts kept alive"
+        default=2000, ge=1, description="steps that learn the answer format and a rough prior, facts kept alive"
     )
-    batch_size: int = Field(default=256, ge=2, multiple_of=2, description="random states in one step")
+    batch_size: int = Field(default=128, ge=2, multiple_of=2, description="random states in one step")
     learning_rate: float = Field(default=3e-3, gt=0, lt=1, description="peak learning rate of both parts")
-    evaluation_states: int = Field(default=2048, ge=1, description="fresh states on which the result is measured")
+    evaluation_states: int = Field(default=2048, ge=16, description="fresh states on which the result is measured")
     seed: int = _SEED
     if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 

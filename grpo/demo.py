@@ -66,9 +66,6 @@ def _finished(config: StageConfig) -> bool:
 
 
 def _closing(results: Path, minutes: float) -> None:
-    table = results / "evaluation.txt"
-    if table.exists():
-        print(table.read_text(encoding="utf-8"))
     print(
         f"The demo took {minutes:.1f} minutes. The chart: {results / 'evaluation.png'}; all figures: "
         f"{results / 'evaluation.json'}\n\n"

@@ -39,6 +39,9 @@ _EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded_model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_PREFIXES = ("model/", "models/", "data/", "results/")
 
+_COMPILED = Path.home() / ".cache" / "scu_tsc" / "unsloth"
+"""Where Unsloth writes the trainers that it generates; left to itself it leaves a folder wherever a run is started."""
+
 _SMALL = 50_000_000
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,8 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"]) -> Backe
                 "or set backend to transformers"
             )
         return "transformers"
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it reports every run to its makers otherwise
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(_COMPILED))
     try:
         with _stdout_to_stderr():
             import unsloth  # noqa: F401

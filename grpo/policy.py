@@ -84,7 +84,8 @@ class LanguageModelPolicy:
         try:
             extend = self.probabilities(observations)
         except Exception as error:  # a junction must get its decision whatever a model or a device runs into
-            log.warning("the model failed (%s: %s); %s decides", type(error).__name__, error, FALLBACK)
+            if not self.fallbacks:  # once: the count tells the rest
+                log.warning("the model failed (%s: %s); %s decides", type(error).__name__, error, FALLBACK)
             extend = [float("nan")] * len(observations)
         return [self._decision(observation, chance) for observation, chance in zip(observations, extend, strict=True)]
 

@@ -196,6 +196,7 @@ def make_trainer(
         output_dir=str(checkpoints),
         max_length=None,  # checked by tokenize
         learning_rate=config.learning_rate,
+        weight_decay=0.0,  # named because Unsloth has a default of its own
         lr_scheduler_type="cosine",
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

@@ -1,6 +1,8 @@
 """Random junction states, facts about them, and a rough prior of the decision: what the base model learns from.
 
-No simulator is involved: states are drawn from distributions wide enough to hold what real junctions show.
+No simulator is involved when they are drawn. The distributions' ranges and three constants of the prior (three
+seconds lost at a change of phase, the two weights of approaching vehicles) were set by hand while looking at 4,515
+rows of generated training scenarios, so agreement on such rows before any SFT is not a blind test.
 """
 
 from __future__ import annotations

@@ -9,12 +9,11 @@ tokenizer's pre-tokenizer, but added tokens are found before any pre-tokenizer r
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
 from .prompt_builder import ANSWERS, SYSTEM_PROMPT, build_prompt
-from .records import Observation, PhaseMetrics
+from .records import ACTIONS, Observation, PhaseMetrics
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -35,10 +34,8 @@ def prompt_pieces() -> list[str]:
 
 def answer_pieces() -> list[str]:
     """Both answers cut around the word in which they differ."""
-    yes, no = ANSWERS["yes"], ANSWERS["no"]
-    head = os.path.commonprefix([yes, no])
-    tail = os.path.commonprefix([yes[::-1], no[::-1]])[::-1]
-    return [head, *(answer[len(head) : -len(tail)] for answer in (yes, no)), tail]
+    head, _, tail = ANSWERS["yes"].partition("yes")
+    return [head, *ACTIONS, tail]
 
 
 def build_tokenizer(extra_words: list[str]) -> Any:

@@ -137,6 +137,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
     return GRPOConfig(
         output_dir=str(Path(config.output_dir) / "checkpoints"),
         learning_rate=config.learning_rate,
+        weight_decay=0.0,  # named because Unsloth has a default of its own
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=16,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

@@ -1,0 +1,222 @@
+"""The stage `grpo base-model`, its tokenizer, its random states, and the model that is shipped."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.__main__ import main as grpo
+from grpo.base_model import Batches, collate, decision_example, fact_example, fact_words, measure
+from grpo.config import BaseModelConfig
+from grpo.errors import OutputError
+from grpo.model import load_for_inference, resolve_model
+from grpo.prompt_builder import ANSWERS, SYSTEM_PROMPT, build_messages, build_prompt
+from grpo.records import Observation, PhaseMetrics
+from grpo.synthetic_states import draw_states, facts, prior
+from grpo.tokenizer_builder import build_tokenizer
+
+SHIPPED = Path(resolve_model("embedded"))
+TINY = ["--hidden-size", "32", "--intermediate-size", "32", "--layers", "1", "--batch-size", "4"]
+TINY += ["--fact-steps", "6", "--decision-steps", "4", "--evaluation-states", "16"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The tokenizer as it is built."""
+    return build_tokenizer(fact_words())
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Any, Any]:
+    """The shipped model and tokenizer."""
+    return load_for_inference("embedded", "cpu")
+
+
+def observation(**changes: Any) -> Observation:
+    """Two phases; the current one has 4 standing and 2 arriving vehicles on 2 lanes."""
+    phases = {"0": PhaseMetrics(2, 4, 3, 2, 1, 9, 0), "2": PhaseMetrics(2, 7, 5, 1, 4, 33, 2)}
+    return replace(Observation("J1", 90.0, ("0", "2"), "0", 10, 5, 60, 5, phases), **changes)
+
+
+# ---------------------------------------------------------------------- tokenizer
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
+    composed = unicodedata.normalize("NFC", text)  # as every Qwen2 tokenizer does
+    if not any(token in text for token in tokenizer.all_special_tokens):
+        assert tokenizer.decode(tokenizer(composed)["input_ids"]) == composed
+
+
+@pytest.mark.parametrize("text", [*map(str, (0, 7, 10, 99, 100, 999)), *SYSTEM_PROMPT.values(), "yes", "no"])
+def test_whole_words_are_one_token(tokenizer: Any, text: str) -> None:
+    assert len(tokenizer(text)["input_ids"]) == 1
+
+
+def test_long_numbers_are_read_in_threes(tokenizer: Any) -> None:
+    assert [tokenizer.decode([token]) for token in tokenizer("57603")["input_ids"]] == ["576", "0", "3"]
+
+
+def test_a_decision_is_short_and_its_answer_branches_once(tokenizer: Any) -> None:
+    for language in ("en", "zh"):
+        messages = build_messages(build_prompt(observation()), language)
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert len(prompt) < 70
+        answers = []
+        for text in ANSWERS.values():
+            whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": text}])["input_ids"]
+            assert whole[: len(prompt)] == prompt  # what TRL relies on to find the answer
+            answers.append(whole[len(prompt) :])
+        yes, no = answers
+        assert len(yes) == len(no) == 5  # the answer's three, the end of the turn, a line break
+        assert [a != b for a, b in zip(yes, no, strict=True)] == [False, True, False, False, False]
+
+
+def test_every_loader_gives_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+    text = tokenizer.apply_chat_template(
+        build_messages(build_prompt(observation(junction_id="Königstraße 中")), "zh"),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    expected = tokenizer(text)["input_ids"]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes))
+    saved = tokenizer
+    for turn, loader in enumerate((AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer)):
+        folder = tmp_path / str(turn)
+        saved.save_pretrained(folder)
+        model.save_pretrained(folder)
+        for reader in (AutoTokenizer, loader):
+            loaded = reader.from_pretrained(folder)
+            assert len(loaded) == len(tokenizer)
+            assert loaded(text)["input_ids"] == expected
+            assert loaded.decode(expected) == text
+            assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|endoftext|>")
+            assert loaded.chat_template == tokenizer.chat_template
+        saved = loaded  # the next folder is saved by what this loader made
+
+
+# ---------------------------------------------------------------------- states, facts, prior
+
+
+def test_states_are_what_real_ones_can_be() -> None:
+    states = draw_states(np.random.default_rng(3), 500)
+    assert states == draw_states(np.random.default_rng(3), 500)
+    assert {len(state.phases) for state in states} == {2, 3, 4, 5, 6}
+    for state in states:
+        assert sorted(state.phases) == sorted(state.phase_order)
+        assert next(iter(state.phases)) == state.current_phase_id
+        assert state.min_green <= state.green_elapsed < state.max_green
+        for phase in state.phases.values():
+            assert phase.lanes >= 1 and min(phase.queue, phase.arriving, phase.approaching, phase.downstream) >= 0
+            assert phase.max_lane_queue <= phase.queue <= phase.max_lane_queue * phase.lanes
+            assert (phase.wait > 0) == (phase.queue > 0)
+        json.loads(build_prompt(state))
+
+
+def test_facts_of_a_known_state() -> None:
+    known = facts(observation())
+    expected = {"queue": 4, "coming": 6, "left": 50, "others": 1, "most_queue": 7, "most_queue_at": 1}
+    expected |= {"sum_coming": 8, "most_wait": 33, "queue_minus_most": -3, "served": 5, "away": 16}
+    assert {name: known[name] for name in expected} == expected
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_prior_follows_the_queues(mine: int, theirs: int) -> None:
+    def chance(own: int, other: int) -> float:
+        phases = {"0": PhaseMetrics(2, own, own, 0, 0, 5, 0), "2": PhaseMetrics(2, other, other, 0, 0, 5, 0)}
+        return prior(observation(phases=phases))
+
+    assert 0 < chance(mine, theirs) < 1
+    assert chance(mine + 1, theirs) >= chance(mine, theirs)
+    assert chance(0, theirs + 1) <= chance(0, theirs)
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def test_targets_are_answers_only_and_the_branch_is_soft(tokenizer: Any) -> None:
+    rng = np.random.default_rng(0)
+    batch = collate(tokenizer, [decision_example(observation(), rng), fact_example(observation(), rng, asked=3)])
+    taught = [tokenizer.decode(row[row != -100]) for row in batch["target"]]
+    assert taught[0] == ANSWERS["yes"] + "<|im_end|>"
+    assert "=" not in taught[1] and taught[1].endswith("<|im_end|>")
+    parted = (batch["target"] != batch["other"])[0].nonzero().flatten().tolist()
+    assert len(parted) == 1
+    assert tokenizer.decode(batch["other"][0, parted]) == "no"
+    assert float(batch["weight"][0, parted[0]]) == pytest.approx(prior(observation()))
+
+
+def test_batches_depend_on_seed_and_step_alone(tokenizer: Any) -> None:
+    config = BaseModelConfig(fact_steps=2, decision_steps=2, batch_size=4)
+    batches = Batches(tokenizer, config)
+    assert len(batches) == 4
+    later = batches[2]
+    assert later["ids"].tolist() == Batches(tokenizer, config)[2]["ids"].tolist()
+    assert later["ids"].tolist() != Batches(tokenizer, replace(config, seed=1))[2]["ids"].tolist()
+    assert [bool((batches[step]["weight"] < 1).any()) for step in (1, 2)] == [False, True]  # facts, then decisions
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_command_is_reproducible_and_leaves_a_loadable_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("a", "b"):
+        assert grpo(["base-model", "--output-dir", str(tmp_path / name), *TINY]) == 0
+    report = json.loads(capsys.readouterr().out.split("\n}\n")[0] + "\n}")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["settings"]["fact_steps"] == 6
+    assert manifest["facts"] == report["facts"]
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    model, tokenizer = load_for_inference(str(tmp_path / "a"), "cpu")
+    assert model.config.vocab_size == len(tokenizer)
+    with pytest.raises(OutputError, match="finished run"):
+        grpo(["base-model", "--output-dir", str(tmp_path / "a"), *TINY])
+
+
+def test_training_learns(tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    from grpo.base_model import answer_loss, build_model, train
+
+    config = BaseModelConfig(hidden_size=32, intermediate_size=32, layers=1, batch_size=8, fact_steps=40)
+    config = replace(config, decision_steps=40)
+    model = build_model(config, tokenizer)
+    fresh = Batches(tokenizer, replace(config, seed=7))[50]
+    before = answer_loss(model, fresh).item()
+    train(model, tokenizer, config)
+    assert answer_loss(model, fresh).item() < 0.7 * before
+    assert "step 80/80" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------------- the shipped model
+
+
+def test_shipped_folder_is_small_and_made_by_the_defaults() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4_000_000
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    assert manifest["settings"] == BaseModelConfig().to_dict()
+    assert manifest["valid_format"] >= 0.99
+
+
+def test_shipped_tokenizer_is_the_one_this_code_builds(tokenizer: Any, shipped: tuple[Any, Any]) -> None:
+    assert shipped[1].get_vocab() == tokenizer.get_vocab()  # otherwise rebuild: a prompt or a fact was reworded
+    assert shipped[1].chat_template == tokenizer.chat_template
+
+
+def test_shipped_model_knows_its_facts_and_its_format(shipped: tuple[Any, Any]) -> None:
+    measured = measure(*shipped, draw_states(np.random.default_rng(2026), 256), seed=5)
+    assert measured["valid_format"] >= 0.99
+    assert np.mean(list(measured["facts"].values())) > 0.97
+    assert min(measured["facts"].values()) > 0.85
+    assert measured["prior_agreement_weighted"] > 0.95
