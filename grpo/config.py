@@ -48,6 +48,13 @@ _COST: Any = Field(
     default_factory=lambda: {"delay_veh_s": 1.0},
     description="weights of the outcome terms whose sum is the cost of an action",
 )
+_HELD_OUT: Any = Field(
+    default=0.15,
+    gt=0,
+    lt=1,
+    description="share of the scenarios (at least one; of a single one the last part of its time) that is held out; "
+    "SFT and GRPO hold out the same ones for the same share and seed",
+)
 _LANGUAGE: Any = Field(default="en", description="language of the system prompt")
 _OVERWRITE: Any = Field(
     default="stop",
@@ -176,9 +183,7 @@ class SFTDataConfig(StageConfig):
         ge=0,
         description="rows whose actions differ by less than this cost teach no label and are left out",
     )
-    validation_fraction: float = Field(
-        default=0.15, gt=0, lt=1, description="share of the scenarios (at least one) held out for validation"
-    )
+    validation_fraction: float = _HELD_OUT
     prompt_language: Literal["en", "zh"] = _LANGUAGE
     seed: int = _SEED
     if_finished: Literal["stop", "move_aside"] = _OVERWRITE
@@ -318,9 +323,10 @@ class GRPOTrainingConfig(StageConfig):
     validation_rows: int = Field(
         default=128,
         ge=0,
-        description="rows held out (at most a fifth) and answered greedily at every checkpoint; the checkpoint with "
-        "the best reward becomes the result; 0 keeps the last one",
+        description="rows of held-out scenarios that are answered greedily at every checkpoint; the checkpoint with "
+        "the best reward becomes the result; 0 holds nothing out and keeps the last one",
     )
+    validation_fraction: float = _HELD_OUT
     output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
     prompt_language: Literal["en", "zh"] = _LANGUAGE
     lora_rank: int = _LORA_RANK

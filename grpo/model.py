@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ _COMPILED = Path.home() / ".cache" / "scu_tsc" / "unsloth"
 """Where Unsloth writes the trainers that it generates; left to itself it leaves a folder wherever a run is started."""
 
 _SMALL = 50_000_000
+"""Below so many parameters a model gains nothing from 16-bit arithmetic, and its answers suffer from it."""
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +80,11 @@ def is_local(model: str) -> bool:
     return Path(model).is_dir()
 
 
-def choose_backend(setting: Literal["auto", "unsloth", "transformers"]) -> Backend:
-    """Decide who loads the model for training, and import Unsloth where it is to be.
+def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: str) -> Backend:
+    """Decide who loads ``model`` (resolved) for training, and import Unsloth where it is to be.
 
-    ``auto`` takes Unsloth where a GPU and the package are there. Raises :class:`ModelError` where Unsloth is asked
-    for and cannot be had.
+    ``auto`` takes Unsloth where a GPU and the package are there, but for a small model: compiling takes Unsloth longer
+    than training takes transformers. Raises :class:`ModelError` where Unsloth is asked for and cannot be had.
     """
     if setting == "transformers":
         return "transformers"
@@ -93,6 +95,8 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"]) -> Backe
                 f"backend: unsloth needs {lacking}, which is not here; install scu-tsc[gpu] on a GPU machine, "
                 "or set backend to transformers"
             )
+        return "transformers"
+    if setting == "auto" and _is_small(model):
         return "transformers"
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it reports every run to its makers otherwise
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(_COMPILED))
@@ -123,12 +127,13 @@ def choose_optimizer(optim: str) -> str:
     return optim
 
 
-def precision_arguments() -> dict[str, bool]:
-    """The trainer's arguments about device and number format on this machine."""
+def precision_arguments(model: Any) -> dict[str, bool]:
+    """The trainer's arguments about device and number format on this machine; a small model computes in fp32."""
     if not _has_gpu():
         return {"use_cpu": True, "bf16": False, "fp16": False}
+    half = sum(parameter.numel() for parameter in model.parameters()) >= _SMALL
     bf16 = _gpu_has_bf16()
-    return {"use_cpu": False, "bf16": bf16, "fp16": not bf16}
+    return {"use_cpu": False, "bf16": half and bf16, "fp16": half and not bf16}
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
     ``full_training_below`` parameters. Raises :class:`ModelError`.
     """
     source = resolve_model(config.model_path, made_by="grpo sft" if config.STAGE == "train" else None)
-    backend = choose_backend(config.backend)
+    backend = choose_backend(config.backend, source)
     from transformers import set_seed
 
     set_seed(config.seed)  # the adapters start from random numbers
@@ -175,7 +180,8 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
 
 
 def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]:
-    """Model and tokenizer ready to answer: evaluation mode, adapters merged, fp32 on a CPU and bf16 on a GPU.
+    """Model and tokenizer ready to answer: evaluation mode, adapters merged, fp32 on a CPU or where the model is small
+    (it decides alike on both), else bf16 on a GPU.
 
     ``device`` is ``auto`` (a GPU if there is one) or a torch device. Raises :class:`ModelError`.
     """
@@ -184,7 +190,8 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
         device = "cuda" if _has_gpu() else "cpu"
     base, adapter = _base_and_adapter(source)
     tokenizer = _load_tokenizer(source)
-    model = _load_causal_lm(base, half=device.startswith("cuda") and _gpu_has_bf16())
+    large = _parameter_count(base) >= _SMALL
+    model = _load_causal_lm(base, half=large and device.startswith("cuda") and _gpu_has_bf16())
     if adapter is not None:
         model = _merge_adapter(model, adapter)
     model.to(device).eval().requires_grad_(False)
@@ -330,6 +337,19 @@ def _parameter_count(base: str) -> int:
     with _one_line_errors(base), torch.device("meta"):
         settings = AutoConfig.from_pretrained(base, local_files_only=is_local(base))
         return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(settings).parameters())
+
+
+def _is_small(model: str) -> bool:
+    """Whether a folder holds few parameters, read without transformers, which must not be imported before Unsloth."""
+    from safetensors import safe_open
+
+    base, _ = _base_and_adapter(model)
+    files = list(Path(base).glob("*.safetensors")) if is_local(base) else []
+    parameters = 0
+    for file in files:
+        with _one_line_errors(base), safe_open(file, framework="np") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return bool(files) and parameters < _SMALL
 
 
 def _limit_threads(parameters: int) -> None:

@@ -6,9 +6,10 @@ Units: times and durations in seconds of simulated time, counts in vehicles, del
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from .errors import DataError
@@ -209,6 +210,24 @@ def dataset_files(dataset_path: str | Path) -> list[Path]:
     if not files:
         raise DataError(f"{path}: holds no grpo_dataset.json; make one with `grpo generate --output-dir {path}`")
     return files
+
+
+def hold_out(scenarios: Sequence[str], times: Sequence[float], *, fraction: float, seed: int) -> list[bool]:
+    """Which rows to keep for validation: whole scenarios, drawn by the seed, or the last part of a single one's time.
+
+    ``scenarios`` and ``times`` (simulated seconds) are those of the rows. SFT and GRPO hold out the same scenarios
+    for the same fraction and seed. All false where there is a single instant.
+    """
+    names = sorted(set(scenarios))
+    if len(names) > 1:
+        Random(seed).shuffle(names)
+        chosen = set(names[: min(len(names) - 1, max(1, round(fraction * len(names))))])
+        return [name in chosen for name in scenarios]
+    instants = sorted(set(times))
+    if len(instants) < 2:
+        return [False] * len(times)
+    cut = instants[min(len(instants) - 1, max(1, round((1 - fraction) * len(instants))))]
+    return [time >= cut for time in times]
 
 
 @dataclass(frozen=True, slots=True)

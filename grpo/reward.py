@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import TYPE_CHECKING, Any
 
 from .prompt_builder import DEFAULT_PARTIAL_REGEX, ParsedAnswer, parse_answer
@@ -63,7 +63,7 @@ def tsc_scale(advantages: Iterable[float | None]) -> float:
     Missing differences, and rows whose actions make no difference, are left out; 1 where nothing remains.
     """
     sizes = [abs(value) for value in advantages if value and math.isfinite(value)]
-    return median(sizes) if sizes else 1.0
+    return median_low(sizes) if sizes else 1.0
 
 
 def outcomes_to_text(outcomes: Outcomes | None) -> str | None:

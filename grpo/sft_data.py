@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from grpo.config import SFTDataConfig
 from grpo.errors import DataError, OutputError
 from grpo.files import MANIFEST, RUN, claim_output, write_json, write_manifest
 from grpo.prompt_builder import ANSWERS, build_messages
-from grpo.records import Action, GRPODataEntry, dataset_files, observation_of, read_rows
+from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_rows
 from grpo.settings import parse_config
 
 
@@ -79,19 +78,19 @@ def _labels(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[Action]:
 
 def _split(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[str]:
     """The split of each row: whole scenarios where there are several, else the last part of the simulated time."""
-    scenarios = sorted({row.scenario for row in rows})
-    if len(scenarios) > 1:
-        Random(config.seed).shuffle(scenarios)
-        held_out = set(scenarios[: min(len(scenarios) - 1, max(1, round(config.validation_fraction * len(scenarios))))])
-        return ["validation" if row.scenario in held_out else "train" for row in rows]
-    times = sorted({row.simulation_time for row in rows})
-    if len(times) < 2:
+    held_out = hold_out(
+        [row.scenario for row in rows],
+        [row.simulation_time for row in rows],
+        fraction=config.validation_fraction,
+        seed=config.seed,
+    )
+    if not any(held_out):
         raise DataError(
             f"{config.dataset_path}: one instant of one scenario leaves nothing to hold out; generate more rows"
         )
-    cut = times[min(len(times) - 1, max(1, round((1 - config.validation_fraction) * len(times))))]
-    print(f"sft-data: one scenario ({scenarios[0]}): rows from second {cut:g} on are held out", file=sys.stderr)
-    return ["validation" if row.simulation_time >= cut else "train" for row in rows]
+    if len({row.scenario for row in rows}) == 1:
+        print("sft-data: one scenario: the last part of its simulated time is held out", file=sys.stderr)
+    return ["validation" if out else "train" for out in held_out]
 
 
 def _claim(path: Path, config: SFTDataConfig) -> None:

@@ -49,8 +49,8 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     language = _language_of(rows, path)
     from grpo.model import choose_backend, choose_optimizer, load_for_training, resolve_model, save_merged
 
-    resolve_model(config.model_path)  # all that can be refused is refused before the output folder is touched
-    choose_backend(config.backend)  # before transformers is imported
+    # all that can be refused is refused before the output folder is touched; Unsloth comes before transformers
+    choose_backend(config.backend, resolve_model(config.model_path))
     from transformers.utils import logging as transformers_logging
 
     from grpo.progress import check_reporters
@@ -212,7 +212,7 @@ def make_trainer(
         seed=config.seed,
         data_seed=config.seed,
         disable_tqdm=True,
-        **precision_arguments(),
+        **precision_arguments(loaded.model),
     )
     trainer = SFTTrainer(
         model=loaded.model,

@@ -78,7 +78,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     source = resolve_model(config.model_path, made_by="grpo sft")
     if (Path(source) / CARD).is_file() and (taught := prompt_language_of(source)) != config.prompt_language:
         log.warning("%s was taught with prompt_language %s, not %s", source, taught, config.prompt_language)
-    choose_backend(config.backend)  # before transformers is imported
+    choose_backend(config.backend, source)  # before transformers is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -168,7 +168,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         report_to=config.report_to,
         seed=config.seed,
         disable_tqdm=True,
-        **precision_arguments(),
+        **precision_arguments(loaded.model),
     )
 
 

@@ -14,7 +14,7 @@ from .config import GRPOTrainingConfig
 from .errors import DataError
 from .outcome_cache import fill_outcomes
 from .prompt_builder import Language, build_messages
-from .records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, read_rows
+from .records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, read_rows
 from .reward import outcomes_to_text
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ def load_grpo_dataset(
 ) -> datasets.Dataset:
     """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, or a folder of scenario folders.
 
-    Columns: ``id``, ``scenario``, ``junction_id``, ``prompt`` (one user message: the instruction and the input JSON),
-    ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`, by ``cost_weights``, default
-    the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated by ``max_workers`` processes.
-    Raises :class:`DataError` naming file, row and field, also for rows whose ``extend_seconds`` is not the given one.
+    Columns: ``id``, ``scenario``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the instruction
+    and the input JSON), ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`, by
+    ``cost_weights``, default the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated by
+    ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
+    ``extend_seconds`` is not the given one.
     """
     import datasets
 
@@ -59,6 +60,7 @@ def load_grpo_dataset(
                     "id": row.id,
                     "scenario": row.scenario,
                     "junction_id": row.junction_id,
+                    "simulation_time": row.simulation_time,
                     "prompt": build_messages(row.prompt, prompt_language),
                     "outcomes": outcomes_to_text(row.outcomes),
                     "advantage": advantage,
@@ -100,14 +102,19 @@ def usable_rows(dataset: datasets.Dataset, loaded: LoadedModel, config: GRPOTrai
 
 
 def split_rows(dataset: datasets.Dataset, config: GRPOTrainingConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and held-out rows, drawn by the seed; at most a fifth is held out."""
-    order = random.Random(config.seed).sample(range(len(dataset)), len(dataset))
-    held_out = min(config.validation_rows, len(dataset) // 5)
-    train = dataset.select(sorted(order[held_out:]))
+    """Training rows, and up to ``validation_rows`` of the scenarios that are held out (see :func:`hold_out`)."""
+    out = [False] * len(dataset)
+    if config.validation_rows:
+        out = hold_out(
+            dataset["scenario"], dataset["simulation_time"], fraction=config.validation_fraction, seed=config.seed
+        )
+    train = dataset.select([i for i, held in enumerate(out) if not held])
+    unseen = [i for i, held in enumerate(out) if held]
+    chosen = random.Random(config.seed).sample(unseen, min(config.validation_rows, len(unseen)))
     prompts = config.batch_size * config.gradient_accumulation_steps // config.num_generations
     if len(train) < prompts:
         raise DataError(
             f"{config.dataset_path}: {len(train)} rows to train on, one step takes {prompts} (batch_size x "
             "gradient_accumulation_steps / num_generations); generate more rows, or lower batch_size"
         )
-    return train, dataset.select(sorted(order[:held_out]))
+    return train, dataset.select(sorted(chosen))

@@ -86,9 +86,9 @@ def test_a_missing_embedded_model_names_its_stage(tmp_path: Path, monkeypatch: p
 
 def test_backend_and_optimizer_without_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(module, "_has_gpu", lambda: False)
-    assert choose_backend("auto") == "transformers"
+    assert choose_backend("auto", "org/name") == "transformers"
     with pytest.raises(ModelError, match="needs a CUDA GPU"):
-        choose_backend("unsloth")
+        choose_backend("unsloth", "org/name")
     assert choose_optimizer("adamw_8bit") == "adamw_torch"
     assert len(caplog.records) == 1 and "adamw_torch" in caplog.text
     assert choose_optimizer("sgd") == "sgd"
@@ -99,9 +99,21 @@ def test_backend_and_optimizer_without_a_gpu(monkeypatch: pytest.MonkeyPatch, ca
 def test_backend_with_a_gpu_but_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_gpu", lambda: True)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert choose_backend("auto") == "transformers"
+    assert choose_backend("auto", "org/name") == "transformers"
     with pytest.raises(ModelError, match="package unsloth"):
-        choose_backend("unsloth")
+        choose_backend("unsloth", "org/name")
+
+
+def test_a_small_model_is_left_to_transformers_and_fp32(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_gpu", lambda: True)
+    monkeypatch.setattr(module, "_gpu_has_bf16", lambda: True)
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    assert choose_backend("auto", str(random_model)) == "transformers"
+    model = module._load_causal_lm(str(random_model), half=False)
+    assert module.precision_arguments(model) == {"use_cpu": False, "bf16": False, "fp16": False}
+    monkeypatch.setattr(module, "_SMALL", 1)
+    assert not module._is_small(str(random_model))
+    assert module.precision_arguments(model)["bf16"]
 
 
 def test_a_broken_unsloth_ends_only_the_run_that_asked_for_it(
@@ -113,9 +125,9 @@ def test_a_broken_unsloth_ends_only_the_run_that_asked_for_it(
     (tmp_path / "unsloth.py").write_text("print('banner')\nraise RuntimeError('wants another torch')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(module, "_has_gpu", lambda: True)
-    assert choose_backend("auto") == "transformers" and "wants another torch" in caplog.text
+    assert choose_backend("auto", "org/name") == "transformers" and "wants another torch" in caplog.text
     with pytest.raises(ModelError, match="wants another torch"):
-        choose_backend("unsloth")
+        choose_backend("unsloth", "org/name")
     assert capsys.readouterr().out == ""  # stdout is for data
 
 
