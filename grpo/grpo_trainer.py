@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from .errors import ModelError, OutputError
+from .errors import ModelError
 
 _MOST_KL_AT_FIRST = 0.05
 """The policy equals its reference at the first step; 16-bit arithmetic differs by some 1e-3 at most."""
@@ -62,20 +61,11 @@ class ResumableGRPOTrainer(GRPOTrainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
-    def _run_epoch(self, **kwargs: Any) -> None:
-        # a run killed between its last checkpoint and its end would otherwise train one step too many
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # The state file is written last and marks a checkpoint as whole: an older one must not vouch for a new save.
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         (folder / "trainer_state.json").unlink(missing_ok=True)
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # by what was being written when the disk was full
-            reason = str(error).splitlines()[0]
-            raise OutputError(f"{folder}: cannot be saved ({reason}); free the disk and run the same again") from None
+        super()._save_checkpoint(model, trial)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out answers are greedy: what the model will do, without the noise of sampling."""

@@ -22,7 +22,7 @@ import shutil
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from grpo.checkpoints import checkpoint_to_resume
+from grpo.checkpoints import checkpoint_to_resume, train_from
 from grpo.config import GRPOTrainingConfig
 from grpo.errors import ConfigError, OutputError
 from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
@@ -81,9 +81,11 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     choose_backend(config.backend, source)  # before transformers is imported
     from transformers.utils import logging as transformers_logging
 
+    from grpo.progress import check_reporters
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    _check_trackers(config.report_to)
+    check_reporters(config.report_to)
     rows = load_grpo_dataset(
         config.dataset_path,
         prompt_language=config.prompt_language,
@@ -98,7 +100,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     resume = _claim(config, folder, inputs=_digest(source, config.dataset_path))
     arguments.eval_on_start = len(held_out) > 0 and resume is None
     trainer = build_trainer(loaded, rewards, arguments, train, held_out)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    train_from(trainer, resume, folder)
 
     state = trainer.state
     best = state.best_global_step if len(held_out) else state.global_step
@@ -196,17 +198,6 @@ def build_trainer(
         f"a cost difference of {rewards.scale:.4g} is worth tanh(1)"
     )
     return trainer
-
-
-def _check_trackers(names: list[str]) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-
-    known = get_available_reporting_integrations()
-    unknown = [name for name in names if name not in known]
-    if unknown and names not in (["none"], ["all"]):
-        raise ConfigError(
-            [f"report_to: '{unknown[0]}' is unknown or not installed; here are {', '.join(known) or 'none'}; or none"]
-        )
 
 
 # The run's folder
