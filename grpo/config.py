@@ -190,7 +190,9 @@ class SFTDataConfig(StageConfig):
 
 
 _BACKEND: Any = Field(
-    default="auto", description="`unsloth` needs a GPU, `transformers` runs anywhere, `auto` takes unsloth where it can"
+    default="auto",
+    description="`unsloth` needs a GPU, `transformers` runs anywhere; `auto` takes unsloth where it is installed, a GPU "
+    "is there and the model is not a small one",
 )
 _LORA_RANK: Any = Field(
     default=16,
