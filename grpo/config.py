@@ -42,6 +42,14 @@ def _raise(problems: list[str]) -> None:
 _EXTEND: Any = Field(
     default=5, ge=1, le=60, description="seconds that one `yes` keeps the green; also the time between decisions"
 )
+_MIN_GREEN: Any = Field(
+    default=5, ge=1, description="seconds of least green where the program's minDur is not sensible"
+)
+_MAX_GREEN: Any = Field(
+    default=60, ge=2, description="seconds of longest green where the program's maxDur is not sensible"
+)
+_YELLOW: Any = Field(default=3, ge=1, description="yellow inserted where a program changes greens without one")
+_RANGE: Any = Field(default=150.0, gt=0, description="metres before the stop line within which vehicles are seen")
 _WORKERS: Any = Field(default=4, ge=1, le=1024, description="processes that simulate in parallel")
 _SEED: Any = Field(default=42, ge=0, description="seed of every random choice of this stage")
 _COST: Any = Field(
@@ -109,18 +117,10 @@ class GRPOConfig(StageConfig):
     )
     max_rows_per_run: int = Field(default=100_000, ge=1, description="rows after which one scenario and seed stops")
     extend_seconds: int = _EXTEND
-    min_green: int = Field(
-        default=5, ge=1, description="seconds of least green where the program's minDur is not sensible"
-    )
-    max_green: int = Field(
-        default=60, ge=2, description="seconds of longest green where the program's maxDur is not sensible"
-    )
-    yellow_seconds: int = Field(
-        default=3, ge=1, description="yellow inserted where a program changes greens without one"
-    )
-    detection_range: float = Field(
-        default=150.0, gt=0, description="metres before the stop line within which vehicles are seen"
-    )
+    min_green: int = _MIN_GREEN
+    max_green: int = _MAX_GREEN
+    yellow_seconds: int = _YELLOW
+    detection_range: float = _RANGE
     outcome_scope: Literal["network", "neighbourhood"] = Field(
         default="network", description="measure the whole network, or the junction's own approaches and exits"
     )
@@ -191,8 +191,8 @@ class SFTDataConfig(StageConfig):
 
 _BACKEND: Any = Field(
     default="auto",
-    description="`unsloth` needs a GPU, `transformers` runs anywhere; `auto` takes unsloth where it is installed, a GPU "
-    "is there and the model is not a small one",
+    description="`unsloth` needs a GPU, `transformers` runs anywhere; `auto` takes unsloth where it is installed, "
+    "there is a GPU and the model is not a small one",
 )
 _LORA_RANK: Any = Field(
     default=16,
@@ -395,18 +395,10 @@ class EvaluationConfig(StageConfig):
         default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
     )
     extend_seconds: int = _EXTEND
-    min_green: int = Field(
-        default=5, ge=1, description="seconds of least green where the program's minDur is not sensible"
-    )
-    max_green: int = Field(
-        default=60, ge=2, description="seconds of longest green where the program's maxDur is not sensible"
-    )
-    yellow_seconds: int = Field(
-        default=3, ge=1, description="yellow inserted where a program changes greens without one"
-    )
-    detection_range: float = Field(
-        default=150.0, gt=0, description="metres before the stop line within which vehicles are seen"
-    )
+    min_green: int = _MIN_GREEN
+    max_green: int = _MAX_GREEN
+    yellow_seconds: int = _YELLOW
+    detection_range: float = _RANGE
     time_to_teleport: int = Field(
         default=-1, ge=-1, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
     )

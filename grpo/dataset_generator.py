@@ -84,9 +84,7 @@ def _run(config: GRPOConfig, name: str, sumocfg: Path, seed: int) -> int:
     """One scenario with one seed, start to end; writes its part and returns the number of rows."""
     random = Random(f"{config.seed}/{name}/{seed}")
     behaviour = make_rule_policy(config.behaviour_policy, seed=random.getrandbits(32))
-    settings = SignalSettings(
-        config.extend_seconds, config.min_green, config.max_green, config.yellow_seconds, config.detection_range
-    )
+    settings = SignalSettings.from_config(config)
     rows: list[GRPODataEntry] = []
     with TrafficSimulation(sumocfg, seed=seed, settings=settings) as simulation:
         while not simulation.finished and len(rows) < config.max_rows_per_run:

@@ -114,9 +114,7 @@ def _play(config: EvaluationConfig, task: Task, sumocfg: Path) -> EpisodeResult:
     """Run one episode; raises :class:`GrpoError` where it fails."""
     name, scenario, seed = task
     program = _PROGRAMS.get(name, "controlled")
-    settings = SignalSettings(
-        config.extend_seconds, config.min_green, config.max_green, config.yellow_seconds, config.detection_range
-    )
+    settings = SignalSettings.from_config(config)
     policy: Policy | None = None
     if name in RULE_POLICIES:
         policy = make_rule_policy(name, seed=Random(f"{config.seed}/{scenario}/{seed}").getrandbits(32))

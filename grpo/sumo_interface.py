@@ -14,16 +14,19 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .detection import DetectionArea, LaneGraph, Vehicle, detection_area, measure_phase
 from .errors import ScenarioError
 from .measurement import Measurement
 from .records import Action, Observation
 from .signals import Phase, SignalPlan, plan_signal, programs_xml, why_uncontrolled
+
+if TYPE_CHECKING:
+    from .config import EvaluationConfig, GRPOConfig
 
 ProgramKind = Literal["controlled", "own", "actuated"]
 _RAIL_TYPES = (1, 2)  # libsumo's TrafficLightType: rail signal, rail crossing
@@ -38,6 +41,11 @@ class SignalSettings:
     max_green: int = 60
     yellow_seconds: int = 3
     detection_range: float = 150.0
+
+    @classmethod
+    def from_config(cls, config: GRPOConfig | EvaluationConfig) -> SignalSettings:
+        """The fields of these names."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 @dataclass(slots=True)
