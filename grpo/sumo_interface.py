@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,8 +44,14 @@ class SignalSettings:
 
     @classmethod
     def from_config(cls, config: GRPOConfig | EvaluationConfig) -> SignalSettings:
-        """The fields of these names."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+        """The settings of a stage."""
+        return cls(
+            extend_seconds=config.extend_seconds,
+            min_green=config.min_green,
+            max_green=config.max_green,
+            yellow_seconds=config.yellow_seconds,
+            detection_range=config.detection_range,
+        )
 
 
 @dataclass(slots=True)
