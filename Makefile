@@ -1,5 +1,8 @@
 # `make demo` and `make test` need Python 3.11 or newer with pip, and nothing else: they set up .venv themselves.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+ifndef PYTHON
+PYTHON := $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -7,8 +10,10 @@ READY := $(VENV)/ready
 .PHONY: demo test lint install clean
 
 $(READY): pyproject.toml constraints.txt
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: no Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; \
+		exit 2; }
+	@echo "installing into $(VENV): some minutes, once" >&2
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
@@ -28,5 +33,6 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest
 
+# Leaves data/, model/ and results/ alone: they may hold work of days.
 clean:
-	rm -rf $(VENV) data model results
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis
