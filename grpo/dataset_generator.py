@@ -18,7 +18,7 @@ from .config import GRPOConfig
 from .console import progress_bar
 from .counterfactual import run_record, simulate_actions
 from .errors import DataError, GrpoError
-from .files import claim_output, write_json, write_manifest
+from .files import MANIFEST, claim_output, write_json, write_manifest
 from .prompt_builder import build_prompt
 from .records import Action, GRPODataEntry, Observation, advantage_of_extending, best_of, row_to_json
 from .scenario import find_scenarios, unique_names
@@ -62,10 +62,18 @@ def generate(config: GRPOConfig) -> int:
             if (part := _part(output, name, seed)).exists():
                 rows += json.loads(part.read_text(encoding="utf-8"))
         write_json(output / name / DATASET, rows)
-        counts[name] = {"rows": len(rows), "extend_is_better": sum(row["best_action"] == "yes" for row in rows)}
+        counts[name] = {
+            "rows": len(rows),
+            "extend_is_better": sum(row["best_action"] == "yes" for row in rows),
+            "without_outcomes": sum(row["outcomes"] is None for row in rows),
+        }
         total += len(rows)
     if total == 0:
         raise DataError(f"{output}: no decision point was sampled; raise sample_fraction or the scenarios' duration")
+    lost = sum(count["without_outcomes"] for count in counts.values())
+    for count, what in ((len(failures), f"of {len(tasks)} runs failed"), (lost, f"of {total} rows have no outcomes")):
+        if count:
+            print(f"warning: {count} {what}; {output / MANIFEST} tells where", file=sys.stderr)
     write_manifest(output, config.STAGE, config.to_dict(), rows=total, scenarios=counts, failures=failures)
     for part in output.glob("*/part-*.json"):
         part.unlink()

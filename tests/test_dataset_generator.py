@@ -17,7 +17,7 @@ from networks import make_cross, make_pair
 from grpo.config import GRPOConfig
 from grpo.counterfactual import simulate_rows
 from grpo.dataset_generator import generate
-from grpo.records import advantage_of_extending, best_of, read_rows
+from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def test_rows_are_complete(dataset):
-    rows = [row for file in sorted(dataset.glob("*/grpo_dataset.json")) for row in read_rows(file)]
+    rows = _rows(dataset)
     assert len(rows) > 20
     assert len({row.id for row in rows}) == len(rows)
     assert {row.junction_id for row in rows if row.scenario.startswith("pair")} == {"A", "B"}
@@ -68,6 +68,38 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(scena
     other = dataset.parent / "other"
     generate(_config(scenarios, other, seed=43))
     assert _files(other) != _files(dataset)
+
+
+def _rows(output: Path) -> list[GRPODataEntry]:
+    return [row for file in sorted(output.glob("*/grpo_dataset.json")) for row in read_rows(file)]
+
+
+def test_empty_roads_are_thinned_and_states_are_optional(tmp_path):
+    make_cross(tmp_path / "quiet", duration=300, veh_per_hour={"WC CE": 240})
+
+    def seen(name: str, empty_fraction: float) -> list[bool]:
+        config = _config(
+            tmp_path / "quiet", tmp_path / name, sample_fraction=1.0, empty_fraction=empty_fraction, save_states=False
+        )
+        generate(config)
+        rows = _rows(tmp_path / name)
+        assert all(row.state_file is None for row in rows)
+        assert not list((tmp_path / name).rglob("states"))
+        return [any(m.queue or m.arriving or m.approaching for m in row.phase_metrics.values()) for row in rows]
+
+    everything, thinned = seen("all", 1.0), seen("thinned", 0.0)
+    assert not all(everything), "the road was never empty: nothing to thin"
+    assert thinned and all(thinned)
+
+
+def test_a_branch_past_its_deadline_is_counted_and_costs_its_row_alone(scenarios, dataset, tmp_path, capsys):
+    generate(_config(scenarios, tmp_path / "late", branch_timeout_seconds=1e-6))
+    rows = _rows(tmp_path / "late")
+    assert [row.id for row in rows] == [row.id for row in _rows(dataset)]
+    assert all(row.outcomes is row.best_action is row.advantage is None for row in rows)
+    counts = json.loads((tmp_path / "late" / "manifest.json").read_text())["scenarios"].values()
+    assert sum(count["without_outcomes"] for count in counts) == len(rows)
+    assert f"warning: {len(rows)} of {len(rows)} rows have no outcomes" in capsys.readouterr().err
 
 
 def test_states_bring_back_the_recorded_outcomes_in_a_fresh_process(dataset):
