@@ -12,6 +12,7 @@ STAGES = {
     "scenarios": ("scenario", "generate a suite of synthetic SUMO scenarios"),
     "check": ("check", "preflight of a SUMO scenario: what will be controlled, what not, and why"),
     "generate": ("dataset_generator", "simulate every action at sampled decision points: the dataset"),
+    "merge": ("merging", "join the shards of one `grpo generate` run, checked to be the whole of it"),
     "base-model": ("base_model", "rebuild the shipped base model from seeds"),
     "sft-data": ("sft_data", "turn a dataset into labelled conversations"),
     "sft": ("sft_training", "teach the answer format and a first policy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -19,14 +20,15 @@ class Policy(Protocol):
         ...
 
 
-Rule = Callable[[Observation, Random], Action]
+Rule = Callable[[Observation], Action]
+"""A pure function: what a rule does never depends on what it was asked before."""
 
 
 _SERVED_PER_LANE = 2.5
 """Vehicles that one lane discharges in 5 s at saturation flow (1,800 vehicles an hour)."""
 
 
-def _delay_balance(observation: Observation, _: Random) -> Action:
+def _delay_balance(observation: Observation) -> Action:
     """Extend while the vehicles served save at least the delay that the others pay for it.
 
     A vehicle served now does not stand through the coming red, which lasts for the other phases' transitions
@@ -45,11 +47,19 @@ def _delay_balance(observation: Observation, _: Random) -> Action:
     return "yes" if served > 0 and served * red_s >= 0.8 * observation.extend_seconds * kept_waiting else "no"
 
 
-_RULES: dict[str, Rule] = {
-    "max_pressure": lambda observation, _: keep_or_switch(observation, pressure),
-    "queue_pressure": lambda observation, _: keep_or_switch(observation, queue_pressure),
-    "delay_balance": _delay_balance,
-    "random": lambda _, random: "yes" if random.random() < 0.5 else "no",
+def _random(seed: int) -> Rule:
+    def rule(observation: Observation) -> Action:
+        random = Random(f"{seed}/{observation.junction_id}/{observation.time:g}")
+        return "yes" if random.random() < 0.5 else "no"
+
+    return rule
+
+
+_RULES: dict[str, Callable[[int], Rule]] = {
+    "max_pressure": lambda _: partial(keep_or_switch, measure=pressure),
+    "queue_pressure": lambda _: partial(keep_or_switch, measure=queue_pressure),
+    "delay_balance": lambda _: _delay_balance,
+    "random": _random,
 }
 RULE_POLICIES = tuple(_RULES)
 
@@ -59,12 +69,11 @@ class RulePolicy:
 
     def __init__(self, name: str, *, seed: int) -> None:
         self.name = name
-        self._rule = _RULES[name]
-        self._random = Random(seed)
+        self._rule = _RULES[name](seed)
 
     def decide(self, observations: list[Observation]) -> list[Decision]:
         """One decision for each observation, in their order."""
-        return [Decision(self._rule(observation, self._random)) for observation in observations]
+        return [Decision(self._rule(observation)) for observation in observations]
 
 
 def make_rule_policy(name: str, *, seed: int) -> RulePolicy:

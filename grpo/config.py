@@ -124,12 +124,38 @@ class GRPOConfig(StageConfig):
     outcome_scope: Literal["network", "neighbourhood"] = Field(
         default="network", description="measure the whole network, or the junction's own approaches and exits"
     )
+    num_futures: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="random futures that an outcome is averaged over; drivers differ, demand stays the same",
+    )
     cost_weights: dict[str, float] = _COST
     save_states: bool = Field(
         default=True, description="keep under states/ what brings every row's instant back exactly, a small file a run"
     )
+    verify_fraction: float = Field(
+        default=0.02, ge=0, le=1, description="share of rows that are simulated a second time, from the saved decisions"
+    )
+    max_mismatches: int = Field(
+        default=0, ge=0, description="rows that may come out differently the second time; more end the run (exit 3)"
+    )
     branch_timeout_seconds: float = Field(
-        default=120.0, gt=0, description="a branch that takes longer is recorded as failed"
+        default=120.0, gt=0, description="a branch that takes longer is killed and tried once more in another process"
+    )
+    max_failure_rate: float = Field(
+        default=0.05, ge=0, le=1, description="share of branches that may fail; above it the run ends (exit 3)"
+    )
+    shard: str = Field(
+        default="1/1",
+        pattern=r"^[0-9]+/[0-9]+$",
+        description="I/N: do the I-th of N shares of the work; see `grpo merge`",
+    )
+    executor: Literal["local", "ray"] = Field(
+        default="local", description="where runs are simulated: processes of this machine, or an existing Ray cluster"
+    )
+    ray_address: str = Field(
+        default="", description="address of the Ray cluster; without it, the environment's RAY_ADDRESS"
     )
     max_workers: int = _WORKERS
     seed: int = _SEED
@@ -138,7 +164,9 @@ class GRPOConfig(StageConfig):
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
         limits = _green_problems(self.min_green, self.max_green, self.extend_seconds)
-        _raise(limits + _cost_weight_problems(self.cost_weights))
+        part, parts = map(int, self.shard.split("/"))
+        wrong = [] if 1 <= part <= parts else [f"shard: {self.shard} is not one of 1/{parts} to {parts}/{parts}"]
+        _raise(limits + wrong + _cost_weight_problems(self.cost_weights))
         return self
 
 
@@ -413,6 +441,22 @@ class EvaluationConfig(StageConfig):
     def _cross_checks(self) -> Self:
         _raise(_green_problems(self.min_green, self.max_green, self.extend_seconds))
         return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MergeConfig(StageConfig):
+    """Settings of `grpo merge`: the shards of one `grpo generate` run become its dataset."""
+
+    STAGE: ClassVar[str] = "merge"
+    shards: list[str] = Field(
+        default_factory=lambda: ["data/shard1", "data/shard2"],
+        min_length=1,
+        description="output folders of `grpo generate --shard I/N`, all N of them, in any order",
+    )
+    output_dir: str = Field(
+        default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
+    )
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
 
 def load_config(path: str | Path | None, cls: type[C] | None = None, overrides: Mapping[str, Any] | None = None) -> C:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,5 +49,6 @@ def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None = No
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break what is left to do: to end
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

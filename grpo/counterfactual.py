@@ -1,27 +1,45 @@
-"""The question "what if?": every action from one instant, with the same random future.
+"""The question "what if?": the outcome of every action from one instant, with the same random future.
 
-A branch is a forked copy of the process that holds the simulation: bit-exact by construction, without a
-file, and a crash in it costs that branch alone. A branch never returns into the caller's code.
+:func:`simulate_actions` is the definition: a branch for each action, in which every light follows the rollout
+policy from its next decision on. :class:`Counterfactuals` gives the same numbers with fewer branches, beside a run
+that goes on: the action that the rollout policy would take leads, for every light asked at that second, into one
+and the same future, and as long as the run itself follows the rollout policy the run is that future.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import select
-import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Literal, Self
 
-from .baselines import Policy, make_rule_policy
-from .errors import DataError, GrpoError
-from .records import ACTIONS, Action, GRPODataEntry, Observation, Outcome
-from .sumo_interface import Measurement, SignalSettings, TrafficSimulation
-from .workers import run_isolated
+from .baselines import Policy, RulePolicy, make_rule_policy
+from .forks import BranchError, Forks
+from .records import ACTIONS, Action, Observation, Outcome
+from .sumo_interface import Measurement, TrafficSimulation
+
+Futures = list[dict[Action, Outcome]]
+"""Outcomes of both actions in each random future of one decision point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How an action is judged. Seconds are simulated ones, the deadline of a branch is in real ones."""
+
+    rollout_policy: str
+    seconds: int
+    scope: Literal["network", "neighbourhood"]
+    num_futures: int = 1
+    branch_timeout_s: float = 120.0
+
+    def policy(self) -> RulePolicy:
+        """The rollout policy, as new: a branch depends on nothing but its instant."""
+        return make_rule_policy(self.rollout_policy, seed=0)
+
+    def edges(self, simulation: TrafficSimulation, junction_id: str) -> frozenset[str] | None:
+        """Where the outcome of a light is measured; ``None`` is the whole network."""
+        return simulation.neighbourhood(junction_id) if self.scope == "neighbourhood" else None
 
 
 def drive(
@@ -48,175 +66,201 @@ def drive(
         after_step()
 
 
+def future_seed(seed: int, time: float, future: int) -> int | None:
+    """Seed of a random future of the run with ``seed`` from ``time`` on; the first one is the run's own."""
+    return Random(f"{seed}/{time:g}/{future}").getrandbits(30) if future else None
+
+
 def simulate_actions(
-    simulation: TrafficSimulation,
-    junction_id: str,
-    due: Sequence[Observation],
-    *,
-    rollout_policy: str,
-    horizon_seconds: int,
-    scope: Literal["network", "neighbourhood"],
-    timeout_s: float,
-) -> dict[Action, Outcome] | None:
-    """Outcome of each action of one due light; ``None`` where a branch failed. The simulation stays put.
+    simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], horizon: Horizon
+) -> Futures:
+    """Outcomes of both actions of one due light, a branch for each. The simulation stays put.
 
-    Every other light, and this one from its next decision on, follows the rollout policy.
+    Raises :class:`BranchError` where a branch failed.
     """
-    outcomes: dict[Action, Outcome] = {}
-    edges = simulation.neighbourhood(junction_id) if scope == "neighbourhood" else None
-    for action in ACTIONS:
-
-        def branch(action: Action = action) -> Outcome:
-            measurement: Measurement = simulation.measure(edges)
-            policy = make_rule_policy(rollout_policy, seed=0)
-            forced = {junction_id: action}
-            drive(simulation, policy, horizon_seconds, due=due, forced=forced, after_step=measurement.record)
-            return measurement.outcome()
-
-        try:
-            outcomes[action] = in_fork(branch, timeout_s=timeout_s)
-        except BranchError:
-            return None
-    return outcomes
+    futures: Futures = [{} for _ in range(horizon.num_futures)]
+    with Forks(slots=1, timeout_s=horizon.branch_timeout_s) as forks:
+        for number in range(horizon.num_futures):
+            seed = future_seed(simulation.seed, simulation.time, number)
+            for action in ACTIONS:
+                windows = _Windows(simulation, horizon)
+                windows.open(action, junction_id)
+                forced = {junction_id: action}
+                forks.start(number, partial(windows.run, due=due, forced=forced, seed=seed))
+        for number, value in forks.drain():
+            if isinstance(value, BranchError):
+                raise value
+            futures[number] |= dict(value)
+    return futures
 
 
-class BranchError(Exception):
-    """A branch raised, crashed natively or ran past its deadline."""
+class _Windows:
+    """Decision points whose horizon is being simulated, here or in a branch."""
+
+    def __init__(self, simulation: TrafficSimulation, horizon: Horizon) -> None:
+        self._simulation = simulation
+        self._horizon = horizon
+        self._measurements: dict[str, Measurement] = {}
+        self._open: list[tuple[Any, str, int]] = []
+
+    @property
+    def keys(self) -> list[Any]:
+        """Keys of the windows that are not complete."""
+        return [key for key, _, _ in self._open]
+
+    def open(self, key: Any, junction_id: str) -> None:
+        """Begin to measure from this instant."""
+        place = "" if self._horizon.scope == "network" else junction_id
+        if place not in self._measurements:
+            edges = self._horizon.edges(self._simulation, junction_id)
+            self._measurements[place] = self._simulation.measure(edges)
+        self._open.append((key, place, self._measurements[place].seconds))
+
+    def record(self) -> list[tuple[Any, Outcome]]:
+        """Add the second that was just simulated; returns the windows that it completed."""
+        for measurement in self._measurements.values():
+            measurement.record()
+        ended, still_open = [], []
+        for key, place, since in self._open:
+            measurement = self._measurements[place]
+            if measurement.seconds - since == self._horizon.seconds:
+                ended.append((key, measurement.outcome(since)))
+            else:
+                still_open.append((key, place, since))
+        if ended:
+            self._open = still_open
+            used = {place for _, place, _ in still_open}
+            self._measurements = {place: m for place, m in self._measurements.items() if place in used}
+        return ended
+
+    def run(
+        self,
+        *,
+        due: Sequence[Observation] | None = None,
+        forced: Mapping[str, Action] | None = None,
+        seed: int | None = None,
+    ) -> list[tuple[Any, Outcome]]:
+        """Drive under the rollout policy until every window is complete; for use in a branch."""
+        if seed is not None:
+            self._simulation.reseed(seed)
+        outcomes: list[tuple[Any, Outcome]] = []
+        seconds = self._horizon.seconds - min(self._measurements[p].seconds - since for _, p, since in self._open)
+        drive(
+            self._simulation,
+            self._horizon.policy(),
+            seconds,
+            due=due,
+            forced=forced,
+            after_step=lambda: outcomes.extend(self.record()),
+        )
+        return outcomes
 
 
-def in_fork(function: Callable[[], Any], *, timeout_s: float) -> Any:
-    """Call ``function`` in a forked copy of this process and return its (picklable) result.
+@dataclass(slots=True)
+class _Point:
+    """A decision point whose outcomes are being collected."""
 
-    Raises :class:`BranchError` where the copy raises, dies or takes longer than ``timeout_s``.
+    futures: Futures
+    missing: int
+    cause: str | None = None
+
+
+class Counterfactuals:
+    """Outcomes of both actions at decision points of a run that goes on meanwhile.
+
+    Every second: ``due``, then :meth:`ask`, then apply the decisions and step, then :meth:`record`.
+    Results come from :meth:`labelled` and, after the run, from :meth:`finish`.
     """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _run_child(function, writer)
-    os.close(writer)
-    try:
-        payload = _read_all(reader, timeout_s)
-    finally:
-        os.close(reader)
-        if os.waitpid(child, os.WNOHANG)[0] == 0:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    try:
-        succeeded, value = pickle.loads(payload)
-    except (EOFError, pickle.UnpicklingError):
-        raise BranchError("the branch died or ran past its deadline") from None
-    if not succeeded:
-        raise BranchError(value)
-    return value
+
+    def __init__(self, simulation: TrafficSimulation, horizon: Horizon, *, slots: int = 1) -> None:
+        self._simulation = simulation
+        self._horizon = horizon
+        self._policy = horizon.policy()
+        self._forks = Forks(slots=slots, timeout_s=horizon.branch_timeout_s)
+        self._windows = _Windows(simulation, horizon)
+        self._points: dict[Any, _Point] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forks.close()
+
+    def ask(self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]) -> None:
+        """Begin to label the due lights in ``wanted`` (light -> key); the run will do ``taken`` (light -> action).
+
+        Blocks while all slots are busy. The simulation stays put.
+        """
+        if not wanted and not self._windows.keys:
+            return
+        decisions = self._policy.decide(list(due)) if due else []
+        rollout = {o.junction_id: decision.action for o, decision in zip(due, decisions, strict=True)}
+        for key in wanted.values():
+            futures: Futures = [{} for _ in range(self._horizon.num_futures)]
+            self._points[key] = _Point(futures, missing=2 * len(futures))
+        for number in range(self._horizon.num_futures):
+            seed = future_seed(self._simulation.seed, self._simulation.time, number)
+            windows = _Windows(self._simulation, self._horizon) if number else self._windows
+            for junction_id, key in wanted.items():
+                windows.open((key, number, rollout[junction_id]), junction_id)
+                self._branch_other(junction_id, (key, number, _other(rollout[junction_id])), due, seed)
+            if number and wanted:
+                self._branch(windows, due, seed)
+        if self._windows.keys and any(taken[light] != action for light, action in rollout.items()):
+            self._leave_rollout(due)
+
+    def record(self) -> None:
+        """Add the second that the run has just simulated."""
+        self._note(self._windows.record())
+
+    def labelled(self) -> list[tuple[Any, Futures | BranchError]]:
+        """(key, outcomes) of the decision points that were completed since the last call, or why one failed."""
+        self._collect(self._forks.finished())
+        complete = [key for key, point in self._points.items() if point.missing == 0]
+        points = [(key, self._points.pop(key)) for key in complete]
+        return [(key, point.futures if point.cause is None else BranchError(point.cause)) for key, point in points]
+
+    def finish(self) -> list[tuple[Any, Futures | BranchError]]:
+        """The remaining results; the run is over."""
+        if self._windows.keys:
+            self._leave_rollout(None)
+        self._collect(self._forks.drain())
+        return self.labelled()
+
+    def _leave_rollout(self, due: Sequence[Observation] | None) -> None:
+        """The run departs from the rollout policy: a branch goes on with the windows that are open."""
+        self._branch(self._windows, due, None)
+        self._windows = _Windows(self._simulation, self._horizon)
+
+    def _branch_other(self, junction_id: str, key: Any, due: Sequence[Observation], seed: int | None) -> None:
+        windows = _Windows(self._simulation, self._horizon)
+        windows.open(key, junction_id)
+        self._branch(windows, due, seed, {junction_id: key[2]})
+
+    def _branch(
+        self,
+        windows: _Windows,
+        due: Sequence[Observation] | None,
+        seed: int | None,
+        forced: Mapping[str, Action] | None = None,
+    ) -> None:
+        self._forks.start(windows.keys, partial(windows.run, due=due, forced=forced, seed=seed))
+
+    def _collect(self, ended: Sequence[tuple[Any, Any]]) -> None:
+        for keys, value in ended:
+            if not isinstance(value, BranchError):
+                self._note(value)
+                continue
+            for key, _, _ in keys:
+                self._points[key].missing -= 1
+                self._points[key].cause = str(value)
+
+    def _note(self, outcomes: Sequence[tuple[Any, Outcome]]) -> None:
+        for (key, number, action), outcome in outcomes:
+            point = self._points[key]
+            point.futures[number][action] = outcome
+            point.missing -= 1
 
 
-def _run_child(function: Callable[[], Any], writer: int) -> None:
-    """Never returns: an exception must not unwind into the parent's code, nor its buffers be flushed twice."""
-    try:
-        try:
-            payload = pickle.dumps((True, function()))
-        except BaseException as error:
-            payload = pickle.dumps((False, f"{type(error).__name__}: {error}"))
-        while payload:
-            payload = payload[os.write(writer, payload) :]
-    finally:
-        os._exit(0)
-
-
-def _read_all(reader: int, timeout_s: float) -> bytes:
-    """Everything up to the end of the pipe; what came so far where the deadline passes."""
-    deadline = time.monotonic() + timeout_s
-    chunks: list[bytes] = []
-    while True:
-        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-        chunk = os.read(reader, 1 << 16) if ready else b""
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)
-
-
-# ---------------------------------------------------------------------- rows that hold only a state
-
-
-def run_record(simulation: TrafficSimulation, *, seed: int) -> dict[str, Any]:
-    """What a ``state_file`` holds: all that is needed to bring any instant of this run back, exactly."""
-    return {
-        "seed": seed,
-        "settings": asdict(simulation.settings),
-        "lights": {name: [phase.state for phase in plan.phases] for name, plan in simulation.plans.items()},
-        "decisions": simulation.decisions,
-    }
-
-
-def simulate_run(
-    rows: Sequence[GRPODataEntry], folder: Path, *, timeout_s: float
-) -> list[dict[Action, Outcome] | None]:
-    """Simulate both actions of rows that share one ``state_file``, by replaying their run once.
-
-    ``folder`` is the dataset's folder, to which the rows' paths are relative. An outcome is ``None`` where a
-    branch failed. Raises :class:`DataError` where the state is absent or belongs to another network.
-    """
-    state_file = folder / str(rows[0].state_file)
-    try:
-        record = json.loads(state_file.read_text(encoding="utf-8"))
-        seed, settings = record["seed"], SignalSettings(**record["settings"])
-        lights, decisions = record["lights"], record["decisions"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{state_file}: the state cannot be read ({error}); run `grpo generate` again") from None
-    waiting: dict[float, list[int]] = {}
-    for index, row in enumerate(rows):
-        waiting.setdefault(row.simulation_time, []).append(index)
-    outcomes: list[dict[Action, Outcome] | None] = [None] * len(rows)
-    other = f"{state_file}: is a state of another network than {folder / rows[0].sumocfg}; run `grpo generate` again"
-    with TrafficSimulation(folder / rows[0].sumocfg, seed=seed, settings=settings) as simulation:
-        if lights != run_record(simulation, seed=seed)["lights"]:
-            raise DataError(other)
-        while waiting:
-            due = simulation.due()
-            asked = {observation.junction_id for observation in due}
-            for index in waiting.pop(simulation.time, []):
-                row = rows[index]
-                if row.junction_id not in asked:
-                    raise DataError(other)
-                outcomes[index] = simulate_actions(
-                    simulation,
-                    row.junction_id,
-                    due,
-                    rollout_policy=row.rollout_policy,
-                    horizon_seconds=row.horizon_seconds,
-                    scope=row.outcome_scope,
-                    timeout_s=timeout_s,
-                )
-            taken = decisions.get(f"{simulation.time:g}", {})
-            if waiting and (set(taken) != asked or simulation.finished):
-                raise DataError(other)
-            for junction_id, action in taken.items():
-                simulation.apply(junction_id, action)
-            simulation.step()
-    return outcomes
-
-
-def simulate_rows(
-    rows: Sequence[GRPODataEntry], folders: Sequence[Path], *, max_workers: int, timeout_s: float = 120.0
-) -> list[dict[Action, Outcome] | None]:
-    """Simulate rows that have a ``state_file``, one parallel process for each run they come from.
-
-    Results are in the order of the rows; ``None`` where the simulation failed. Raises :class:`DataError` for a
-    row without a state and where a state cannot be used.
-    """
-    runs: dict[tuple[Path, str], list[int]] = {}
-    for index, (row, folder) in enumerate(zip(rows, folders, strict=True)):
-        if row.state_file is None:
-            raise DataError(f"row {row.id}: has neither outcomes nor a state_file; generate it again with save_states")
-        runs.setdefault((folder, row.state_file), []).append(index)
-    results: list[dict[Action, Outcome] | None] = [None] * len(rows)
-    calls = [([rows[index] for index in indices], folder) for (folder, _), indices in runs.items()]
-    for position, outcomes, error in run_isolated(
-        simulate_run, calls, kwargs={"timeout_s": timeout_s}, max_workers=max_workers, timeout_s=24 * 3600, fresh=True
-    ):
-        if isinstance(error, GrpoError):
-            raise error
-        if error is None:
-            for index, outcome in zip(list(runs.values())[position], outcomes, strict=True):
-                results[index] = outcome
-    return results
+def _other(action: Action) -> Action:
+    return "no" if action == "yes" else "yes"

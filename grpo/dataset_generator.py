@@ -1,32 +1,38 @@
 """Stage `grpo generate`: drive scenarios, and at sampled decision points simulate both actions.
 
-One task is one scenario with one seed; it runs in its own process and writes its rows to a part file. Parts
-of an interrupted run are kept, so the next start with the same settings goes on. The rows of a scenario are
-joined into ``<output_dir>/<scenario>/grpo_dataset.json`` when all its seeds are done.
+A task is one scenario with one seed, in a process of its own (``labelling.py``). Finished tasks and the journals of
+unfinished ones are kept, so an interrupted run goes on at the next start with the same settings. In the end the
+rows of a scenario are joined into ``<output_dir>/<scenario>/grpo_dataset.json``.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import math
+import shutil
+import signal
 import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from random import Random
+from typing import Any
 
 from .baselines import make_rule_policy
 from .config import GRPOConfig
 from .console import progress_bar
-from .counterfactual import run_record, simulate_actions
-from .errors import DataError, GrpoError
+from .errors import DataError, GrpoError, UnreliableError
 from .files import MANIFEST, claim_output, write_json, write_manifest
-from .prompt_builder import build_prompt
-from .records import Action, GRPODataEntry, Observation, advantage_of_extending, best_of, row_to_json
+from .forks import CHEAP_FORKS
+from .labelling import Part, Task, check_failure_rate, label_run, replay_run, salvage_run
 from .scenario import find_scenarios, unique_names
 from .settings import parse_config
-from .sumo_interface import SignalSettings, TrafficSimulation
-from .workers import run_isolated
+from .workers import run_isolated, usable_workers
 
 DATASET = "grpo_dataset.json"
+NOT_OF_THE_ROWS = (
+    "max_workers", "executor", "ray_address", "branch_timeout_seconds", "max_failure_rate", "max_mismatches"
+)  # fmt: skip
+"""Settings that may differ between a run and its continuation: the rows are the same for all of them."""
+_ATTEMPTS = 2
 
 
 def generate(config: GRPOConfig) -> int:
@@ -35,132 +41,165 @@ def generate(config: GRPOConfig) -> int:
     make_rule_policy(config.behaviour_policy, seed=0)
     names = unique_names(find_scenarios(config.scenarios))
     output = Path(config.output_dir)
-    claim_output(output, config.to_dict(), if_finished=config.if_finished, ignore=("max_workers",))
-    tasks = [(name, path, seed) for name, path in names.items() for seed in config.seeds]
-    missing = [task for task in tasks if not _part(output, task[0], task[2]).exists()]
-    failures = []
+    every_task = [
+        Task(name, path, seed, output) for name, path in names.items() for seed in dict.fromkeys(config.seeds)
+    ]
+    shard, shards = map(int, config.shard.split("/"))
+    tasks = every_task[shard - 1 :: shards]
+    if not tasks:
+        raise DataError(f"shard {config.shard}: there are only {len(every_task)} runs (scenarios x seeds) to share out")
+    if (output / MANIFEST).exists():
+        _remove_parts(every_task)  # of a run that was killed just after it wrote its manifest
+    claim_output(output, config.to_dict(), if_finished=config.if_finished, ignore=NOT_OF_THE_ROWS)
+    _label(config, tasks)
+    _replay(config, tasks)
+    return _join(config, tasks, every_task)
+
+
+def _label(config: GRPOConfig, tasks: Sequence[Task]) -> None:
+    """First pass: every task gets its part."""
+    missing = [task for task in tasks if not task.part.exists()]
+    cores = usable_workers(config.max_workers) if config.executor == "local" else 1
+    slots = max(1, cores // max(1, len(missing)))
+    labels = failures = 0
     with progress_bar("simulating both actions", total=len(tasks), done=len(tasks) - len(missing)) as advance:
-        calls = [(config, name, path, seed) for name, path, seed in missing]
-        # A run has no deadline of its own: every branch has one, and stepping cannot hang.
-        runs = run_isolated(_run, calls, max_workers=config.max_workers, timeout_s=24 * 3600, fresh=True)
-        for index, rows, error in runs:
-            name, _, seed = missing[index]
-            if error is None:
-                advance(f"{name} seed {seed}: {rows} rows")
-            elif isinstance(error, GrpoError):
-                raise error
-            else:
-                failures.append({"scenario": name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
-                advance(f"{name} seed {seed}: failed ({error})")
-    if len(failures) == len(tasks):
-        raise DataError(f"every run failed; the first: {failures[0]['error']}")
-    total = 0
-    counts = {}
-    for name in names:
-        rows = []
-        for seed in config.seeds:
-            if (part := _part(output, name, seed)).exists():
-                rows += json.loads(part.read_text(encoding="utf-8"))
+        for task, result, cause in _attempts(config, label_run, missing, slots):
+            if cause is not None:
+                salvage_run(config, task, cause)
+                advance(f"{task.name} seed {task.seed}: ended early ({cause})")
+                continue
+            rows, failed = result
+            labels, failures = labels + rows, failures + failed
+            check_failure_rate(failures, labels, config)
+            advance(f"{task.name} seed {task.seed}: {rows} rows" + (f", {failed} failed" if failed else ""))
+
+
+def _replay(config: GRPOConfig, tasks: Sequence[Task]) -> None:
+    """Second pass: what failed is tried once more elsewhere, and a sample is verified."""
+    parts = {task: Part.read(task) for task in tasks}
+    open_tasks = [task for task in tasks if not parts[task].replayed]
+    mismatches = [line for part in parts.values() for line in part.mismatches]
+    with progress_bar("verifying", total=len(open_tasks)) as advance:
+        for task, part, cause in _attempts(config, replay_run, open_tasks):
+            if cause is not None:
+                part = parts[task]
+                part.failed = {name: f"{before}; again: {cause}" for name, before in part.failed.items()}
+                part.replayed = True
+                part.write(task)
+            for line in part.mismatches:
+                print(f"warning: verification: {line}", file=sys.stderr)
+            mismatches += part.mismatches
+            _check_mismatches(mismatches, config)
+            advance(f"{task.name} seed {task.seed}: " + (cause or f"{part.verified} rows verified"))
+    _check_mismatches(mismatches, config)
+
+
+def _check_mismatches(mismatches: list[str], config: GRPOConfig) -> None:
+    if len(mismatches) > config.max_mismatches:
+        raise UnreliableError(
+            f"{config.output_dir}: {len(mismatches)} rows came out differently when simulated again, more than "
+            f"max_mismatches {config.max_mismatches}; the first: {mismatches[0]}"
+        )
+
+
+def _attempts(
+    config: GRPOConfig, function: Callable[..., Any], tasks: Sequence[Task], *arguments: Any
+) -> Iterator[tuple[Task, Any, str | None]]:
+    """Call ``function(config, task, *arguments)`` for each task in a fresh process; one that dies is tried again.
+
+    Yields (task, value, cause of the last death or ``None``). Raises the errors that a user can mend.
+    """
+    left = list(tasks)
+    for attempt in range(_ATTEMPTS):
+        died = []
+        calls = [(config, task, *arguments) for task in left]
+        with closing(_processes(config, function, calls)) as results:
+            for index, value, error in results:
+                if isinstance(error, GrpoError):
+                    raise error
+                if error is None:
+                    yield left[index], value, None
+                elif attempt + 1 < _ATTEMPTS:
+                    died.append(left[index])
+                else:
+                    yield left[index], None, _cause(error)
+        left = died
+
+
+def _processes(
+    config: GRPOConfig, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+) -> Generator[Any, None, None]:
+    if config.executor == "ray":
+        from .ray_executor import run_on_ray
+
+        return run_on_ray(function, calls, address=config.ray_address, environment=CHEAP_FORKS)
+    # A run has no deadline of its own: every step and every branch has one.
+    return run_isolated(
+        function,
+        calls,
+        max_workers=config.max_workers,
+        timeout_s=math.inf,
+        fresh=True,
+        environment=CHEAP_FORKS,
+    )
+
+
+def _cause(error: BaseException) -> str:
+    code = getattr(error, "exitcode", None)
+    if isinstance(code, int) and code < 0:
+        return f"its process died of {signal.Signals(-code).name}"
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _join(config: GRPOConfig, tasks: Sequence[Task], every_task: Sequence[Task]) -> int:
+    """Write the datasets and the manifest, and remove what they were made from."""
+    output = Path(config.output_dir)
+    counts: dict[str, dict[str, int]] = {}
+    parts = {task: Part.read(task) for task in tasks}
+    for name in dict.fromkeys(task.name for task in tasks):
+        rows = [row for task, part in parts.items() if task.name == name for row in part.rows]
         write_json(output / name / DATASET, rows)
         counts[name] = {
             "rows": len(rows),
             "extend_is_better": sum(row["best_action"] == "yes" for row in rows),
             "without_outcomes": sum(row["outcomes"] is None for row in rows),
         }
-        total += len(rows)
-    if total == 0:
+    total = sum(count["rows"] for count in counts.values())
+    cut_short = {task: part for task, part in parts.items() if part.ended_early}
+    if total == 0 and len(cut_short) == len(tasks):
+        raise DataError(f"every run failed; the first: {next(iter(cut_short.values())).ended_early}")
+    if total == 0 and len(tasks) == len(every_task):
         raise DataError(f"{output}: no decision point was sampled; raise sample_fraction or the scenarios' duration")
     lost = sum(count["without_outcomes"] for count in counts.values())
-    for count, what in ((len(failures), f"of {len(tasks)} runs failed"), (lost, f"of {total} rows have no outcomes")):
+    results = {
+        "rows": total,
+        "tasks": [[task.name, task.seed] for task in every_task],
+        "scenarios": counts,
+        "failures": [
+            {"scenario": task.name, "seed": task.seed, "error": part.ended_early, "rows": len(part.rows)}
+            for task, part in cut_short.items()
+        ],
+        "quarantined": [{"row": row, "cause": cause} for part in parts.values() for row, cause in part.failed.items()],
+        "retried": sum(part.retried for part in parts.values()),
+        "verified": sum(part.verified for part in parts.values()),
+        "mismatches": [line for part in parts.values() for line in part.mismatches],
+    }
+    warnings = ((len(cut_short), f"of {len(tasks)} runs ended early"), (lost, f"of {total} rows have no outcomes"))
+    for count, what in warnings:
         if count:
             print(f"warning: {count} {what}; {output / MANIFEST} tells where", file=sys.stderr)
-    write_manifest(output, config.STAGE, config.to_dict(), rows=total, scenarios=counts, failures=failures)
-    for part in output.glob("*/part-*.json"):
-        part.unlink()
+    if not config.save_states:
+        for name in counts:
+            shutil.rmtree(output / name / "states", ignore_errors=True)
+    write_manifest(output, config.STAGE, config.to_dict(), **results)
+    _remove_parts(tasks)
     return total
 
 
-def _part(output: Path, name: str, seed: int) -> Path:
-    return output / name / f"part-{seed}.json"
-
-
-def _state_file(seed: int) -> str:
-    return f"states/seed-{seed}.json"
-
-
-def _run(config: GRPOConfig, name: str, sumocfg: Path, seed: int) -> int:
-    """One scenario with one seed, start to end; writes its part and returns the number of rows."""
-    random = Random(f"{config.seed}/{name}/{seed}")
-    behaviour = make_rule_policy(config.behaviour_policy, seed=random.getrandbits(32))
-    settings = SignalSettings.from_config(config)
-    rows: list[GRPODataEntry] = []
-    with TrafficSimulation(sumocfg, seed=seed, settings=settings) as simulation:
-        while not simulation.finished and len(rows) < config.max_rows_per_run:
-            due = simulation.due()
-            for observation in due:
-                if random.random() < _keep(observation, config):
-                    rows.append(_row(config, name, sumocfg, seed, simulation, observation, due))
-            for observation, decision in zip(due, behaviour.decide(due), strict=True):
-                explore: Action = "yes" if random.random() < 0.5 else "no"
-                action = explore if random.random() < config.exploration else decision.action
-                simulation.apply(observation.junction_id, action)
-            simulation.step()
-        record = run_record(simulation, seed=seed)
-    if config.save_states:
-        write_json(Path(config.output_dir) / name / _state_file(seed), record)
-    write_json(_part(Path(config.output_dir), name, seed), [row_to_json(row) for row in rows])
-    return len(rows)
-
-
-def _keep(observation: Observation, config: GRPOConfig) -> float:
-    """Probability that a decision point becomes a row: where nobody is in sight there is little to learn."""
-    seen = any(m.queue or m.arriving or m.approaching for m in observation.phases.values())
-    return config.sample_fraction if seen else config.sample_fraction * config.empty_fraction
-
-
-def _row(
-    config: GRPOConfig,
-    name: str,
-    sumocfg: Path,
-    seed: int,
-    simulation: TrafficSimulation,
-    observation: Observation,
-    due: list[Observation],
-) -> GRPODataEntry:
-    outcomes = simulate_actions(
-        simulation,
-        observation.junction_id,
-        due,
-        rollout_policy=config.rollout_policy,
-        horizon_seconds=config.horizon_seconds,
-        scope=config.outcome_scope,
-        timeout_s=config.branch_timeout_seconds,
-    )
-    advantage = advantage_of_extending(outcomes, config.cost_weights) if outcomes else None
-    return GRPODataEntry(
-        id=f"{name}-{seed}-{observation.junction_id}-{observation.time:g}",
-        scenario=name,
-        sumocfg=Path(os.path.relpath(sumocfg, Path(config.output_dir) / name)).as_posix(),
-        junction_id=observation.junction_id,
-        seed=seed,
-        simulation_time=observation.time,
-        phase_order=observation.phase_order,
-        current_phase_id=observation.current_phase_id,
-        current_green_elapsed=observation.green_elapsed,
-        min_green=observation.min_green,
-        max_green=observation.max_green,
-        extend_seconds=observation.extend_seconds,
-        can_extend=observation.green_elapsed + observation.extend_seconds <= observation.max_green,
-        phase_metrics=observation.phases,
-        prompt=build_prompt(observation),
-        state_file=_state_file(seed) if config.save_states else None,
-        outcomes=outcomes,
-        rollout_policy=config.rollout_policy,
-        horizon_seconds=config.horizon_seconds,
-        outcome_scope=config.outcome_scope,
-        best_action=best_of(advantage) if advantage is not None else None,
-        advantage=advantage,
-    )
+def _remove_parts(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        for path in (task.part, task.journal):  # a kill between a part and the end of its journal leaves both
+            path.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

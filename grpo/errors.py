@@ -16,6 +16,10 @@ class ConfigError(GrpoError):
         super().__init__("\n".join(problems))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """Pickled as it was made: errors cross processes."""
+        return type(self), (self.problems,)
+
 
 class DataError(GrpoError):
     """A dataset, state or result file is missing, empty or malformed."""
@@ -31,3 +35,9 @@ class ModelError(GrpoError):
 
 class OutputError(GrpoError):
     """An output folder cannot be written, or holds the result of a finished run."""
+
+
+class UnreliableError(GrpoError):
+    """Too many simulations failed, or labels did not come out the same again: what is made cannot be relied on."""
+
+    exit_code = 3

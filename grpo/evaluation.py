@@ -31,7 +31,7 @@ from .report import BASELINES, MEASURES, Summary, print_report, summarise, write
 from .scenario import find_scenarios, unique_names
 from .settings import parse_config
 from .sumo_interface import ProgramKind, SignalSettings
-from .workers import run_isolated
+from .workers import WorkerDied, run_isolated
 
 _PROGRAMS: dict[str, ProgramKind] = {"fixed_time": "own", "actuated": "actuated"}
 _KEPT = "episodes.jsonl"
@@ -156,13 +156,11 @@ def _result(task: Task, drive: Drive) -> EpisodeResult:
 
 def _failure(task: Task, error: BaseException) -> EpisodeResult:
     """A failed episode; its error in one line."""
-    from pebble import ProcessExpired
-
     if isinstance(error, GrpoError):
         text = str(error)
     elif isinstance(error, TimeoutError):
         text = "the policy did not answer in time; raise episode_timeout_seconds"
-    elif isinstance(error, ProcessExpired):
+    elif isinstance(error, WorkerDied):
         text = f"the policy's process died (exit code {error.exitcode}); was there memory enough?"
     else:
         text = f"{type(error).__name__}: {error}"

@@ -2,30 +2,39 @@
 
 A stage claims its folder with :func:`claim_output` (which writes ``run.json``: the settings), writes its
 results under temporary names, and finishes with :func:`write_manifest`. A folder with ``manifest.json`` is
-finished; one with ``run.json`` alone was interrupted.
+finished; one with ``run.json`` alone was interrupted, or is being written by the run that holds its lock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from .errors import OutputError
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
 _PACKAGES = ("scu-tsc", "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth")
+_TEMPORARY = ".part"
+_LOCKS: dict[str, int] = {}
+"""Descriptor of each folder that this process has claimed, by its real path."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically; raises :class:`OutputError` and leaves the earlier file as it was."""
-    temporary = path.with_name(path.name + ".part")
+    """Write a file atomically; raises :class:`OutputError` and leaves the earlier file as it was.
+
+    The temporary name is this call's own: on a cluster a node that was given up may still write the same file.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
@@ -33,9 +42,11 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder"
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,9 +65,20 @@ def claim_output(
 
     An interrupted run goes on if its settings equal these in all but the keys of ``ignore``. One with other
     settings is renamed to ``NAME.1``, ``NAME.2``, ...; so is a finished run with ``if_finished`` =
-    ``move_aside``. With ``stop`` a finished run raises :class:`OutputError`.
+    ``move_aside``. With ``stop`` a finished run raises :class:`OutputError`, as does a folder that another process
+    has claimed. The claim ends with :func:`write_manifest`, or with this process however it dies.
     """
     folder = Path(folder)
+    _lock(folder)
+    try:
+        _remove_temporary_files(folder)
+        return _claim(folder, settings, if_finished, {*ignore, "if_finished"})
+    except OutputError:
+        _unlock(folder)
+        raise
+
+
+def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: set[str]) -> bool:
     if (folder / MANIFEST).exists():
         if if_finished == "stop":
             raise OutputError(
@@ -70,17 +92,23 @@ def claim_output(
             before = json.loads((folder / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
-        skip = {*ignore, "if_finished"}
         plain = json.loads(json.dumps(dict(settings)))
-        resumable = isinstance(before, dict) and _without(before, skip) == _without(plain, skip)
+        resumable = isinstance(before, dict) and _without(before, ignore) == _without(plain, ignore)
         if not resumable:
             _move_aside(folder)
     write_json(folder / RUN, dict(settings))
     return resumable
 
 
-def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in set(keys)}
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left."""
+    for path in folder.rglob(f"*{_TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _without(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
 
 
 def _move_aside(folder: Path) -> None:
@@ -91,10 +119,49 @@ def _move_aside(folder: Path) -> None:
         folder.rename(aside)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be renamed to {aside} ({error.strerror}); move it yourself") from None
+    _lock(folder)
+
+
+def _lock(folder: Path) -> None:
+    """Make ``folder`` if need be and keep every other process from claiming it, without leaving a file there.
+
+    The lock is the kernel's, on the folder's own descriptor, so none outlives its process, killed or not. A program
+    that is started from here does not get the descriptor. A forked copy of this process does, and would prolong the
+    lock; such copies die with their parent (see ``workers.die_with_parent``). An earlier claim by this same process
+    is over: its run returned or raised.
+    """
+    _unlock(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Where the other run had just moved the folder aside, this locked the old one.
+        taken = not os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        taken = True
+    except OSError as error:  # some network file systems have no locks; the work is worth more than the check
+        print(
+            f"warning: {folder}: cannot be locked ({error.strerror}); see that no second run writes here",
+            file=sys.stderr,
+        )
+        taken = False
+    if taken:
+        os.close(descriptor)
+        raise OutputError(f"{folder}: another run is writing here; wait for its end, or choose another folder")
+    _LOCKS[os.path.realpath(folder)] = descriptor
+
+
+def _unlock(folder: Path) -> None:
+    descriptor = _LOCKS.pop(os.path.realpath(folder), None)
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def write_manifest(folder: str | Path, stage: str, settings: Mapping[str, Any], **results: Any) -> None:
-    """Mark ``folder`` finished: settings, versions, git commit and the stage's own ``results``."""
+    """Mark ``folder`` finished, ending the claim: settings, versions, git commit and the stage's own ``results``."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -108,7 +175,9 @@ def write_manifest(folder: str | Path, stage: str, settings: Mapping[str, Any], 
         "git_commit": _git_commit(),
         **results,
     }
+    _remove_temporary_files(Path(folder))
     write_json(Path(folder) / MANIFEST, manifest)
+    _unlock(Path(folder))
 
 
 def _git_commit() -> str | None:

@@ -1,68 +1,99 @@
-"""Counting an outcome while the simulation runs. Reads the simulator it is handed; owns nothing."""
+"""Counting outcomes while the simulation runs. Reads the simulator it is handed; owns nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .detection import HALTING_SPEED
 from .records import Outcome
 
 
+class _Second(NamedTuple):
+    """What one simulated second added."""
+
+    delay: float
+    queue: int
+    stops: int
+    arrivals: int
+    teleports: int
+
+
 class Measurement:
-    """Counts one outcome, second by second. Call :meth:`record` after every step."""
+    """Counts second by second over the network or some edges; call :meth:`record` after every step.
+
+    An outcome may begin at any recorded second, so one measurement serves many decision points.
+    """
 
     def __init__(self, sumo: Any, scope: frozenset[str] | None) -> None:
         self._sumo = sumo
-        self._scope = scope
-        self._delay = 0.0
-        self._queue = self._stops = self._arrivals = self._teleports = 0
-        self._halting = {name for name, speed, _ in self._speeds() if speed < HALTING_SPEED}
-        self._brakings_before = self._emergency_brakings()
+        self._edges = None if scope is None else sorted(scope)
+        self._seconds: list[_Second] = []
+        self._halting: set[str] = set()
+        self._look()
+        self._brakings = [self._emergency_brakings()]
+
+    @property
+    def seconds(self) -> int:
+        """Seconds recorded so far."""
+        return len(self._seconds)
 
     def record(self) -> None:
         """Add the second that was just simulated."""
-        halting = set()
-        for name, speed, limit in self._speeds():
-            if speed < HALTING_SPEED:
-                halting.add(name)
-                self._delay += 1.0
-            elif speed < limit:
-                self._delay += 1.0 - speed / limit
-        self._stops += len(halting - self._halting)
-        self._halting = halting
-        self._queue += len(halting)
+        before = self._halting
+        delay = self._look()
         simulation = self._sumo.simulation
-        self._delay += self._waiting_for_insertion()
-        self._arrivals += simulation.getArrivedNumber()
-        self._teleports += simulation.getStartingTeleportNumber()
+        self._seconds.append(
+            _Second(
+                delay + self._waiting_for_insertion(),
+                len(self._halting),
+                len(self._halting - before),
+                simulation.getArrivedNumber(),
+                simulation.getStartingTeleportNumber(),
+            )
+        )
+        self._brakings.append(self._emergency_brakings())
 
-    def outcome(self) -> Outcome:
-        """What was counted so far."""
-        vehicle = self._sumo.vehicle
+    def outcome(self, since: int = 0) -> Outcome:
+        """What was counted from the end of second ``since`` until now."""
+        delay, queue, stops, arrivals, teleports = map(sum, zip(*self._seconds[since:], strict=True))
+        waiting = self._sumo.vehicle.getWaitingTime
         return Outcome(
-            delay_veh_s=round(self._delay, 6),
-            queue_veh_s=float(self._queue),
-            waiting_veh_s=float(sum(vehicle.getWaitingTime(name) for name in self._halting)),
-            stops=self._stops,
-            arrivals=self._arrivals,
-            emergency_brakings=self._emergency_brakings() - self._brakings_before,
-            teleports=self._teleports,
+            delay_veh_s=round(delay, 6),
+            queue_veh_s=float(queue),
+            waiting_veh_s=float(sum(sorted(waiting(name) for name in self._halting))),
+            stops=float(stops),
+            arrivals=float(arrivals),
+            emergency_brakings=float(self._brakings[-1] - self._brakings[since]),
+            teleports=float(teleports),
         )
 
-    def _speeds(self) -> Iterator[tuple[str, float, float]]:
-        vehicle = self._sumo.vehicle
-        if self._scope is None:
-            names: Sequence[str] = vehicle.getIDList()
-        else:
-            names = [name for edge in sorted(self._scope) for name in self._sumo.edge.getLastStepVehicleIDs(edge)]
-        for name in names:
-            yield name, vehicle.getSpeed(name), vehicle.getAllowedSpeed(name)
+    def _look(self) -> float:
+        """Note who is standing; returns the delay of this second (1 - v/v_limit, summed over vehicles)."""
+        speed_of, limit_of = self._sumo.vehicle.getSpeed, self._sumo.vehicle.getAllowedSpeed
+        halting = set()
+        delay = 0.0
+        for name in self._vehicles():
+            speed = speed_of(name)
+            if speed < HALTING_SPEED:
+                halting.add(name)
+                delay += 1.0
+            elif speed < (limit := limit_of(name)):
+                delay += 1.0 - speed / limit
+        self._halting = halting
+        return delay
+
+    def _vehicles(self) -> Sequence[str]:
+        if self._edges is None:
+            return self._sumo.vehicle.getIDList()  # type: ignore[no-any-return]
+        on_edge = self._sumo.edge.getLastStepVehicleIDs
+        return [name for edge in self._edges for name in on_edge(edge)]
 
     def _waiting_for_insertion(self) -> int:
-        if self._scope is None:
+        if self._edges is None:
             return len(self._sumo.simulation.getPendingVehicles())
-        return sum(len(self._sumo.edge.getPendingVehicles(edge)) for edge in sorted(self._scope))
+        pending = self._sumo.edge.getPendingVehicles
+        return sum(len(pending(edge)) for edge in self._edges)
 
     def _emergency_brakings(self) -> int:
         return int(self._sumo.simulation.getParameter("", "stats.safety.emergencyBraking") or 0)

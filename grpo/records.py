@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
+from statistics import stdev
 from typing import Any, Literal
 
 from .errors import DataError
@@ -66,7 +67,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the simulator measured over the horizon after one action."""
+    """What the simulator measured over the horizon after one action; the mean where there are several futures."""
 
     delay_veh_s: float
     """Sum over vehicles and seconds of 1 - v/v_limit, plus one for every vehicle waiting to be inserted."""
@@ -74,11 +75,11 @@ class Outcome:
     """Halting vehicles summed over seconds."""
     waiting_veh_s: float
     """Standing time accumulated at the end of the horizon by the vehicles then standing."""
-    stops: int
-    """Rises of the halting count, edge by edge and second by second: a lower bound of vehicle stops."""
-    arrivals: int
-    emergency_brakings: int
-    teleports: int
+    stops: float
+    """Vehicles that began to stand, second by second."""
+    arrivals: float
+    emergency_brakings: float
+    teleports: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,10 @@ class GRPODataEntry:
     best_action: Action | None
     advantage: float | None
     """Cost of ``no`` minus cost of ``yes``: positive where extending is better."""
+    num_futures: int
+    """Random futures that the outcomes are the means of."""
+    advantage_spread: float | None
+    """Standard deviation of the advantage over the futures; ``None`` where there is only one."""
 
 
 def cost(outcome: Outcome, weights: Mapping[str, float]) -> float:
@@ -125,6 +130,22 @@ OUTCOME_TERMS = tuple(field.name for field in fields(Outcome))
 def advantage_of_extending(outcomes: Mapping[Action, Outcome], weights: Mapping[str, float]) -> float:
     """C(no) - C(yes): what extending saves, in the units of the cost."""
     return cost(outcomes["no"], weights) - cost(outcomes["yes"], weights)
+
+
+def mean_outcomes(futures: Sequence[Mapping[Action, Outcome]]) -> dict[Action, Outcome]:
+    """Each action's mean outcome over the futures; of one future that outcome itself."""
+    means = {}
+    for action in ACTIONS:
+        values = {name: [getattr(future[action], name) for future in futures] for name in OUTCOME_TERMS}
+        means[action] = Outcome(**{name: round(sum(terms) / len(terms), 6) for name, terms in values.items()})
+    return means
+
+
+def spread_of_advantage(futures: Sequence[Mapping[Action, Outcome]], weights: Mapping[str, float]) -> float | None:
+    """Sample standard deviation of the advantage over the futures; ``None`` for a single one."""
+    if len(futures) < 2:
+        return None
+    return round(stdev(advantage_of_extending(future, weights) for future in futures), 6)
 
 
 def best_of(advantage: float) -> Action:

@@ -15,12 +15,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .detection import DetectionArea, LaneGraph, Vehicle, detection_area, measure_phase
+from .detection import DetectionArea, LaneGraph, detection_area, measure_phases
 from .errors import ScenarioError
+from .forks import BranchError, in_fork
 from .measurement import Measurement
 from .records import Action, Observation
 from .signals import Phase, SignalPlan, plan_signal, programs_xml, why_uncontrolled
@@ -92,17 +94,19 @@ class TrafficSimulation:
         there is no light to control.
         """
         self.sumocfg = Path(sumocfg)
+        self.seed = seed
         self.settings = settings or SignalSettings()
         network = read_network(self.sumocfg, self.settings)
         self.plans = {plan.junction_id: plan for plan in network.plans} if program == "controlled" else {}
         if program != "own" and not network.plans:
             raise ScenarioError(f"{self.sumocfg}: has no light that can be controlled; see `grpo check {self.sumocfg}`")
         args = ["--seed", str(seed)]
-        with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
+        # A file without a name: a process that is killed leaves nothing behind.
+        with tempfile.TemporaryFile("w", encoding="utf-8") as added:
             if program != "own":
-                added = Path(folder) / "programs.add.xml"
-                added.write_text(programs_xml(network.plans, kind=program), encoding="utf-8")
-                args += ["--additional-files", ",".join([*network.additional_files, str(added)])]
+                added.write(programs_xml(network.plans, kind=program))
+                added.flush()
+                args += ["--additional-files", ",".join([*network.additional_files, f"/dev/fd/{added.fileno()}"])]
             self._sumo = _start(self.sumocfg, [*args, *extra_args])
         self._steps_per_second = _steps_per_second(self._sumo, self.sumocfg)
         self.begin = self.time = float(self._sumo.simulation.getTime())
@@ -112,7 +116,6 @@ class TrafficSimulation:
         """Every decision applied so far: time (s, as text) -> light -> action. Enough to repeat the run."""
         self._lights: dict[str, _Light] = {}
         self._areas: dict[str, DetectionArea] = {}
-        self._lane_length: dict[str, float] = {}
         if self.plans:
             self._read_detection_areas()
             for junction_id, plan in self.plans.items():
@@ -144,6 +147,14 @@ class TrafficSimulation:
             with _captured_output():
                 self._sumo.close()
             self._sumo = None
+
+    def reseed(self, seed: int) -> None:
+        """Another random future from here on: new random numbers for how vehicles drive and change lanes.
+
+        Demand stays what it is: SUMO's generator of flows cannot be reached. Raises :class:`ScenarioError` where
+        this libsumo does not show its generators.
+        """
+        _reseed_lanes(self._sumo, seed)
 
     def __enter__(self) -> TrafficSimulation:
         return self
@@ -188,7 +199,14 @@ class TrafficSimulation:
 
     def _observe(self, junction_id: str) -> Observation:
         plan, light, area = self.plans[junction_id], self._lights[junction_id], self._areas[junction_id]
-        vehicles = {lane: self._vehicles_on(lane) for lane in area.lanes}
+        vehicles_on = self._sumo.lane.getLastStepVehicleIDs
+        metrics = measure_phases(
+            area,
+            {lane: names for lane in area.lanes if (names := vehicles_on(lane))},
+            self._sumo.vehicle,
+            distance=self.settings.detection_range,
+            extend_seconds=self.settings.extend_seconds,
+        )
         count = len(plan.greens)
         order = [(light.green + k) % count for k in range(count)]
         green = plan.greens[light.green]
@@ -201,24 +219,8 @@ class TrafficSimulation:
             min_green=green.min_green,
             max_green=green.max_green,
             extend_seconds=self.settings.extend_seconds,
-            phases={
-                plan.greens[k].id: measure_phase(
-                    area.phases[k],
-                    vehicles,
-                    self._lane_length,
-                    distance=self.settings.detection_range,
-                    extend_seconds=self.settings.extend_seconds,
-                )
-                for k in order
-            },
+            phases={plan.greens[k].id: metrics[k] for k in order},
         )
-
-    def _vehicles_on(self, lane: str) -> list[Vehicle]:
-        vehicle = self._sumo.vehicle
-        return [
-            (vehicle.getLanePosition(name), vehicle.getSpeed(name), vehicle.getWaitingTime(name))
-            for name in self._sumo.lane.getLastStepVehicleIDs(lane)
-        ]
 
     def _read_detection_areas(self) -> None:
         lights = self._sumo.trafficlight
@@ -240,9 +242,7 @@ class TrafficSimulation:
                     before.setdefault(following, []).append(lane)
         graph = LaneGraph(length, behind, before)
         for junction_id, plan in self.plans.items():
-            area = detection_area(plan, links[junction_id], graph, self.settings.detection_range)
-            self._areas[junction_id] = area
-            self._lane_length |= {lane: length[lane] for lane in area.lanes}
+            self._areas[junction_id] = detection_area(plan, links[junction_id], graph, self.settings.detection_range)
 
     # ------------------------------------------------------------------ measuring
 
@@ -267,23 +267,33 @@ class TrafficSimulation:
 
 # ---------------------------------------------------------------------- starting SUMO
 
+_START_TIMEOUT_S = 3600.0
 _networks: dict[tuple[str, SignalSettings], Network] = {}
 
 
 def read_network(sumocfg: Path, settings: SignalSettings) -> Network:
-    """Start a scenario once to learn its lights and programs; remembered for this process."""
+    """Start a scenario once to learn its lights and programs; remembered for this process.
+
+    Raises :class:`ScenarioError` where it does not start. That start is in a copy of this process: after it, a
+    second one here would not always be the same run again (docs/experiments.md).
+    """
     key = (str(sumocfg.resolve()), settings)
     if key not in _networks:
-        sumo = _start(sumocfg, [])
         try:
-            _networks[key] = _read_network(sumo, settings)
-        finally:
-            with _captured_output():
-                sumo.close()
+            network = in_fork(partial(_read_network, sumocfg, settings), timeout_s=_START_TIMEOUT_S)
+        except BranchError as error:
+            raise ScenarioError(f"{sumocfg}: SUMO does not start ({error})") from None
+        if isinstance(network, ScenarioError):
+            raise network
+        _networks[key] = network
     return _networks[key]
 
 
-def _read_network(sumo: Any, settings: SignalSettings) -> Network:
+def _read_network(sumocfg: Path, settings: SignalSettings) -> Network | ScenarioError:
+    try:
+        sumo = _start(sumocfg, [])
+    except ScenarioError as error:
+        return error
     plans, uncontrolled, programs = [], {}, {}
     for junction_id in sumo.trafficlight.getIDList():
         active = sumo.trafficlight.getProgram(junction_id)
@@ -343,6 +353,27 @@ def _libsumo() -> Any:
     import libsumo
 
     return libsumo
+
+
+def _reseed_lanes(sumo: Any, seed: int) -> None:
+    """Set the random generators of the lanes, from which vehicles draw. No function of libsumo's does that."""
+    import ctypes
+    from importlib import import_module
+
+    library = ctypes.CDLL(import_module("libsumo._libsumo").__file__)
+    try:
+        generators = (ctypes.c_void_p * 3).in_dll(library, "_ZN6MSLane6myRNGsE")  # a std::vector: begin, end, capacity
+        initialise = library._ZN10RandHelper8initRandEP7SumoRNGbi
+    except (ValueError, AttributeError):
+        raise ScenarioError(
+            "num_futures: this build of libsumo does not let its random numbers be set; use num_futures 1, or "
+            "libsumo from its Linux wheel"
+        ) from None
+    initialise.argtypes, initialise.restype = [ctypes.c_void_p, ctypes.c_bool, ctypes.c_int], None
+    count = int(sumo.simulation.getOption("thread-rngs"))
+    begin, end = int(generators[0] or 0), int(generators[1] or 0)
+    for number in range(count):
+        initialise(begin + number * ((end - begin) // count), False, seed + number)
 
 
 def _steps_per_second(sumo: Any, sumocfg: Path) -> int:

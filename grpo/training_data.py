@@ -73,7 +73,7 @@ def load_grpo_dataset(
 
 
 def _simulate(rows: list[GRPODataEntry], *, folder: Path, max_workers: int) -> Sequence[Any]:
-    from .counterfactual import simulate_rows
+    from .replay import simulate_rows
 
     return simulate_rows(rows, [folder] * len(rows), max_workers=max_workers)
 

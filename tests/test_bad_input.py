@@ -22,8 +22,8 @@ from tiny import tiny_rows, write_dataset
 from grpo.__main__ import main
 from grpo.config import SFTDataConfig
 from grpo.console import guarded
-from grpo.counterfactual import simulate_rows, simulate_run
 from grpo.records import GRPODataEntry, read_rows
+from grpo.replay import simulate_rows, simulate_run
 from grpo.sft_data import make_sft_data
 
 PROJECT = Path(__file__).parent.parent
@@ -324,7 +324,7 @@ def test_state_that_does_not_belong(
     assert rows
 
     def simulate(_: list[str] | None) -> int:
-        simulate_run(rows, folder, timeout_s=60)
+        simulate_run(rows, folder, branch_timeout_s=60)
         return 0
 
     assert_refused(guarded(simulate, []), capsys.readouterr().err, f"states/seed-1.json: ... {words}")
@@ -351,7 +351,7 @@ def test_row_of_a_light_that_is_not_there(recorded: Path, capsys: pytest.Capture
     row: GRPODataEntry = dataclasses.replace(read_rows(folder / "grpo_dataset.json")[0], junction_id="X")
 
     def simulate(_: list[str] | None) -> int:
-        simulate_run([row], folder, timeout_s=60)
+        simulate_run([row], folder, branch_timeout_s=60)
         return 0
 
     assert_refused(guarded(simulate, []), capsys.readouterr().err, "is a state of another network than")

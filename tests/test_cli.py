@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from networks import make_cross
 
 from grpo.__main__ import STAGES, main, usage
 from grpo.console import guarded
-from grpo.errors import ConfigError, DataError, GrpoError
+from grpo.errors import ConfigError, DataError, GrpoError, UnreliableError
 
 PROJECT = Path(__file__).parent.parent
 TRAINING_STACK = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth")
@@ -184,7 +185,7 @@ def test_missing_config_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("demo", "check")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("demo", "check", "merge")])
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -200,7 +201,12 @@ def test_mistyped_flag(stage: str, argv: list[str], words: str, capsys: pytest.C
     assert shown.err.startswith(f"error: {words}") and shown.err.count("\n") == 1
 
 
-def test_guarded_turns_errors_into_lines_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_guarded_turns_errors_into_lines_and_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored = []
+    monkeypatch.setattr("grpo.console.signal.signal", lambda *arguments: ignored.append(arguments))
+
     def stage(error: BaseException) -> Callable[[list[str] | None], int]:
         def fail(_: list[str] | None) -> int:
             raise error
@@ -212,11 +218,13 @@ def test_guarded_turns_errors_into_lines_and_exit_codes(capsys: pytest.CaptureFi
     assert guarded(stage(ConfigError(["first", "second"])), []) == 2
     assert capsys.readouterr().err == "error: first\nerror: second\n"
     assert guarded(stage(KeyboardInterrupt()), []) == 130
+    assert ignored == [(signal.SIGINT, signal.SIG_IGN)]
     assert "run the same command again" in capsys.readouterr().err
     assert guarded(lambda argv: len(argv or []), ["a", "b", "c"]) == 3
     with pytest.raises(ZeroDivisionError):
         guarded(stage(ZeroDivisionError()), [])
 
 
-def test_every_error_of_the_user_ends_with_exit_code_2() -> None:
-    assert {cls.exit_code for cls in GrpoError.__subclasses__()} == {2}
+def test_errors_of_the_user_end_with_exit_code_2_and_unreliable_results_with_3() -> None:
+    assert {cls for cls in GrpoError.__subclasses__() if cls.exit_code != 2} == {UnreliableError}
+    assert UnreliableError.exit_code == 3

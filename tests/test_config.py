@@ -28,7 +28,13 @@ FIELDS = [(cls, field) for cls in CLASSES.values() for field in dataclasses.fiel
 each_field = pytest.mark.parametrize(("cls", "field"), FIELDS, ids=[f"{cls.STAGE}-{f.name}" for cls, f in FIELDS])
 each_class = pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
 
-SPECIAL = {"format_weight": 2.0, "format_partial": -0.25, "format_invalid": -4.0, "format_regex": "(yes|no)"}
+SPECIAL = {
+    "format_weight": 2.0,
+    "format_partial": -0.25,
+    "format_invalid": -4.0,
+    "format_regex": "(yes|no)",
+    "shard": "2/3",
+}
 """Other values of fields that a rule ties to another field."""
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -1,27 +1,182 @@
-"""The branch that takes the action that was really taken is the uninterrupted run, bit for bit."""
+"""Branches are the run itself, bit for bit, and the fast engine gives what the definition says."""
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-import threading
-import time
+import json
+import pickle
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+import sumo
 from networks import make_cross, make_pair
 
-from grpo.baselines import make_rule_policy
-from grpo.counterfactual import BranchError, drive, in_fork, simulate_actions
-from grpo.records import Action
+from grpo.baselines import Policy, make_rule_policy
+from grpo.config import GRPOConfig, ScenarioSuiteConfig
+from grpo.counterfactual import Counterfactuals, Horizon, drive, future_seed, simulate_actions
+from grpo.dataset_generator import generate
+from grpo.forks import BranchError, Forks
+from grpo.records import ACTIONS, Action, Decision, Observation
+from grpo.scenario import generate_suite
 from grpo.sumo_interface import TrafficSimulation
+from grpo.workers import run_isolated
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 REAL = ("cologne1", "cologne3", "ingolstadt1")
-HORIZON_S = 120
+GAME = ("A10KW", "corridor", "cross", "fkk_in", "fokr_bs_demo", "grid6", "square")
+"""The scenarios with lights that come with SUMO."""
+SUITE = range(6)
+POINTS = {"real": 24, "suite": 12, "game": 10}
+FAR_S = 120
+"""Simulated seconds for which a branch and the run are compared."""
+NETWORKS = [("real", name) for name in REAL] + [("suite", n) for n in SUITE] + [("game", name) for name in GAME]
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The .sumocfg files of a generated suite."""
+    folder = tmp_path_factory.mktemp("suite")
+    generate_suite(
+        ScenarioSuiteConfig(output_dir=str(folder), train=len(SUITE), validation=0, test=0, duration_seconds=600)
+    )
+    return sorted(folder.rglob("*.sumocfg"))
+
+
+def _network(kind: str, name: Any, suite: list[Path]) -> Path:
+    if kind == "suite":
+        return suite[name]
+    if kind == "game":
+        return Path(sumo.SUMO_HOME) / "tools" / "game" / f"{name}.sumocfg"
+    sumocfg = SHARED / name / f"{name}.sumocfg"
+    if not sumocfg.exists():
+        pytest.skip(f"{sumocfg.parent} is not here")
+    return sumocfg
+
+
+class Exploring:
+    """A rule with random actions that depend on nothing but the light and the second: a branch repeats them."""
+
+    rule = make_rule_policy("delay_balance", seed=0)
+
+    def decide(self, observations: list[Observation]) -> list[Decision]:
+        decisions = []
+        for observation, decision in zip(observations, self.rule.decide(observations), strict=True):
+            random = Random(f"{observation.junction_id}/{observation.time}")
+            decisions.append(Decision(random.choice(ACTIONS)) if random.random() < 0.25 else decision)
+        return decisions
+
+
+def _digest(simulation: TrafficSimulation) -> bytes:
+    return blake2b(pickle.dumps(simulation.snapshot()), digest_size=16).digest()
+
+
+def test_there_are_two_hundred_decision_points():
+    assert sum(POINTS[kind] for kind, _ in NETWORKS) >= 200
+
+
+@pytest.mark.parametrize(("kind", "name"), NETWORKS)
+def test_a_branch_with_the_factual_action_is_the_uninterrupted_run(kind, name, suite):
+    """Positions, speeds, lanes, signal states and arrivals, every second, at points all over the run.
+
+    The uninterrupted run is one in a process of its own that never forks.
+    """
+    sumocfg = _network(kind, name, suite)
+    results = run_isolated(_run, [(sumocfg, POINTS[kind]), (sumocfg, 0)], max_workers=2, timeout_s=300, fresh=True)
+    runs = {}
+    for index, value, error in results:
+        assert error is None
+        runs[index] = value
+    (forked, branches, vehicles), (uninterrupted, _, _) = runs[0], runs[1]
+    assert vehicles > 5, "no traffic: the comparison is empty"
+    assert len(branches) == POINTS[kind]
+    assert forked == uninterrupted[: len(forked)]
+    for begin, seconds in branches.items():
+        assert seconds == uninterrupted[begin : begin + FAR_S], f"{begin} s after the beginning"
+
+
+def _run(sumocfg: Path, points: int) -> tuple[list[bytes], dict[int, list[bytes]], int]:
+    """Digests of every second of a run, of the branches at ``points`` of its decision points, by second, and the
+    largest number of vehicles."""
+    policy = Exploring()
+    run: list[bytes] = []
+    begins: list[int] = []
+    vehicles = 0
+    with TrafficSimulation(sumocfg, seed=3) as simulation, Forks(slots=1, timeout_s=120) as forks:
+        length = int(min(simulation.end - simulation.begin, 400))
+        spacing = (length - 20) / max(points, 1)
+        while len(run) < length + FAR_S:
+            due = simulation.due()
+            if due and len(begins) < points and len(run) >= 20 + spacing * len(begins):
+                begins.append(len(run))
+                forks.start(len(run), partial(_branch, simulation, policy, due))
+            drive(simulation, policy, 1, due=due, after_step=lambda: run.append(_digest(simulation)))
+            vehicles = max(vehicles, len(simulation.snapshot()[1]))
+        return run, dict(forks.drain()), vehicles
+
+
+def _branch(simulation: TrafficSimulation, policy: Policy, due: list[Observation]) -> list[bytes]:
+    seen: list[bytes] = []
+    drive(simulation, policy, FAR_S, due=due, after_step=lambda: seen.append(_digest(simulation)))
+    return seen
+
+
+@pytest.mark.parametrize("scope", ["network", "neighbourhood"])
+@pytest.mark.parametrize(("kind", "name", "futures"), [("real", "cologne3", 1), ("game", "grid6", 2), ("suite", 0, 1)])
+def test_the_engine_gives_what_a_branch_for_each_action_gives(kind, name, futures, scope, suite):
+    horizon = Horizon("delay_balance", 30, scope, futures)
+    policy = Exploring()
+    random = Random(5)
+    expected: dict[int, Any] = {}
+    labels: dict[int, Any] = {}
+    deviations = 0
+    with (
+        TrafficSimulation(_network(kind, name, suite), seed=1) as simulation,
+        Counterfactuals(simulation, horizon, slots=2) as engine,
+    ):
+        drive(simulation, policy, 60)
+        while len(expected) < 24 / futures:
+            due = simulation.due()
+            wanted = {}
+            for observation in due:
+                if random.random() < 0.6:
+                    wanted[observation.junction_id] = len(expected)
+                    expected[len(expected)] = simulate_actions(simulation, observation.junction_id, due, horizon)
+            taken: dict[str, Action] = {
+                o.junction_id: decision.action for o, decision in zip(due, policy.decide(due), strict=True)
+            }
+            rollout = horizon.policy().decide(due)
+            deviations += any(taken[o.junction_id] != d.action for o, d in zip(due, rollout, strict=True))
+            engine.ask(due, wanted, taken)
+            for junction_id, action in taken.items():
+                simulation.apply(junction_id, action)
+            simulation.step()
+            engine.record()
+            labels.update(engine.labelled())
+        labels.update(engine.finish())
+    assert deviations, "the run never left the rollout policy"
+    assert labels == expected
+    assert any(future["yes"] != future["no"] for label in labels.values() for future in label)
+
+
+def test_every_row_of_every_network_comes_out_again_in_a_fresh_process(suite, tmp_path):
+    """`verify_fraction: 1` replays each row from its state file, a branch for each action."""
+    present = [(kind, name) for kind, name in NETWORKS if kind != "real" or (SHARED / name).exists()]
+    config = GRPOConfig(
+        scenarios=[str(_network(kind, name, suite)) for kind, name in present],
+        output_dir=str(tmp_path / "data"),
+        sample_fraction=0.15,
+        max_rows_per_run=4,
+        horizon_seconds=20,
+        verify_fraction=1.0,
+        max_workers=2,
+    )
+    rows = generate(config)
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert rows >= 3 * len(present)
+    assert manifest["verified"] == rows and manifest["mismatches"] == []
 
 
 @pytest.fixture(scope="module")
@@ -29,98 +184,81 @@ def cross(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cross(tmp_path_factory.mktemp("cross"), duration=600)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pair(tmp_path_factory.mktemp("pair"), duration=600)
-
-
-def _trace(simulation: TrafficSimulation, due: list[Any], forced: dict[str, Action]) -> list[Any]:
-    seen: list[Any] = []
-    policy = make_rule_policy("delay_balance", seed=0)
-    drive(simulation, policy, HORIZON_S, due=due, forced=forced, after_step=lambda: seen.append(simulation.snapshot()))
-    return seen
-
-
-def _compare(sumocfg: Path, points: int) -> None:
-    """Fork at several decision points, take the factual action there, and go on with the very same run."""
-    random = Random(7)
-    with TrafficSimulation(sumocfg, seed=3) as simulation:
-        policy = make_rule_policy("delay_balance", seed=0)
-        compared = 0
-        while compared < points and not simulation.finished:
-            due = simulation.due()
-            if due and simulation.time >= simulation.begin + 60 + compared * HORIZON_S:
-                factual: dict[str, Action] = {o.junction_id: random.choice(("yes", "no")) for o in due}
-                branch = in_fork(lambda due=due, forced=factual: _trace(simulation, due, forced), timeout_s=60)
-                simulate_actions(
-                    simulation,
-                    due[0].junction_id,
-                    due,
-                    rollout_policy="delay_balance",
-                    horizon_seconds=30,
-                    scope="network",
-                    timeout_s=60,
-                )
-                uninterrupted = _trace(simulation, due, factual)
-                assert branch == uninterrupted
-                assert any(vehicles for _, vehicles, _, _ in uninterrupted), "no traffic: the comparison is empty"
-                compared += 1
-                continue
-            for observation, decision in zip(due, policy.decide(due), strict=True):
-                simulation.apply(observation.junction_id, decision.action)
-            simulation.step()
-    assert compared == points
-
-
-@pytest.mark.parametrize("kind", ["cross", "pair"])
-def test_factual_branch_is_the_uninterrupted_run_on_generated_networks(kind, request):
-    _compare(request.getfixturevalue(kind), points=3)
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_factual_branch_is_the_uninterrupted_run_on_real_networks(name):
-    sumocfg = SHARED / name / f"{name}.sumocfg"
-    if not sumocfg.exists():
-        pytest.skip(f"{sumocfg.parent} is not here")
-    _compare(sumocfg, points=6)
+def _drive_to_a_decision(simulation: TrafficSimulation, second: float) -> list[Observation]:
+    while not (due := simulation.due()) or simulation.time < second:
+        for observation in due:
+            simulation.apply(observation.junction_id, "yes")
+        simulation.step()
+    return due
 
 
 def test_actions_differ_and_the_simulation_stays_put(cross):
     with TrafficSimulation(cross, seed=1) as simulation:
-        while not (due := simulation.due()) or simulation.time < 60:
-            for observation in due:
-                simulation.apply(observation.junction_id, "yes")
-            simulation.step()
+        due = _drive_to_a_decision(simulation, 60)
         before = simulation.snapshot()
-        settings = {"rollout_policy": "delay_balance", "horizon_seconds": 30, "timeout_s": 60.0}
-        network = simulate_actions(simulation, due[0].junction_id, due, scope="network", **settings)
-        again = simulate_actions(simulation, due[0].junction_id, due, scope="network", **settings)
-        near = simulate_actions(simulation, due[0].junction_id, due, scope="neighbourhood", **settings)
+        ((network,), (again,), (near,)) = (
+            simulate_actions(simulation, due[0].junction_id, due, Horizon("delay_balance", 30, scope))
+            for scope in ("network", "network", "neighbourhood")
+        )
         assert simulation.snapshot() == before
     assert network == again
     assert network["yes"] != network["no"]
     assert near["yes"].delay_veh_s <= network["yes"].delay_veh_s
 
 
-def _children() -> str:
-    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+def test_futures_differ_by_their_random_numbers_and_both_actions_share_them(cross):
+    horizon = Horizon("delay_balance", 40, "network", 3)
+    with TrafficSimulation(cross, seed=1) as simulation:
+        due = _drive_to_a_decision(simulation, 100)
+        futures = simulate_actions(simulation, due[0].junction_id, due, horizon)
+        (alone,) = simulate_actions(simulation, due[0].junction_id, due, Horizon("delay_balance", 40, "network"))
+        assert futures == simulate_actions(simulation, due[0].junction_id, due, horizon)
+        time = simulation.time
+    assert futures[0] == alone, "the first future is the run's own"
+    assert len({future["yes"].delay_veh_s for future in futures}) == 3
+    assert future_seed(1, time, 0) is None
+    assert len({future_seed(seed, at, n) for seed in (1, 2) for at in (time, time + 1) for n in (1, 2)}) == 8
 
 
-def test_a_branch_that_raises_crashes_or_hangs_costs_only_itself():
-    before = _children()
+def test_a_branch_that_cannot_run_is_an_error_of_that_point_alone(cross, monkeypatch):
+    horizon = Horizon("delay_balance", 20, "network")
 
-    def crash() -> None:
-        faulthandler.disable()
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-    def fail() -> None:
+    def fail(self: TrafficSimulation) -> None:
         raise ValueError("seen here")
 
-    with pytest.raises(BranchError, match="ValueError: seen here"):
-        in_fork(fail, timeout_s=10)
-    with pytest.raises(BranchError, match="died"):
-        in_fork(crash, timeout_s=10)
-    with pytest.raises(BranchError, match="deadline"):
-        in_fork(lambda: time.sleep(60), timeout_s=0.1)
-    assert in_fork(lambda: "x" * 1_000_000, timeout_s=10) == "x" * 1_000_000
-    assert _children() == before, "a branch was left behind"
+    with TrafficSimulation(cross, seed=1) as simulation, Counterfactuals(simulation, horizon) as engine:
+        due = _drive_to_a_decision(simulation, 60)
+        with monkeypatch.context() as patched:
+            patched.setattr(TrafficSimulation, "step", fail)
+            engine.ask(due, {due[0].junction_id: "lost"}, {due[0].junction_id: "yes"})
+        for observation in due:
+            simulation.apply(observation.junction_id, "yes")
+        simulation.step()
+        engine.record()
+        due = _drive_to_a_decision(simulation, simulation.time + 1)
+        rollout = horizon.policy().decide(due)[0].action
+        engine.ask(due, {due[0].junction_id: "kept"}, {due[0].junction_id: rollout})
+        labels = dict(engine.finish())
+    assert isinstance(labels["lost"], BranchError) and "ValueError: seen here" in str(labels["lost"])
+    assert set(labels["kept"][0]) == {"yes", "no"}
+
+
+def test_lights_of_one_second_share_the_future_of_the_rollout_policy(tmp_path):
+    """Two lights asked at once: three branches, not four, as long as the run leaves the rollout policy at once."""
+    horizon = Horizon("delay_balance", 10, "network")
+    with TrafficSimulation(make_pair(tmp_path, duration=600), seed=1) as simulation:
+        engine = Counterfactuals(simulation, horizon)
+        while len(due := simulation.due()) < 2:
+            for observation in due:
+                simulation.apply(observation.junction_id, "yes")
+            simulation.step()
+        started: list[Any] = []
+        start = engine._forks.start
+        engine._forks.start = lambda key, function: (started.append(key), start(key, function))[1]  # type: ignore
+        rollout = {o.junction_id: d.action for o, d in zip(due, horizon.policy().decide(due), strict=True)}
+        first = due[0].junction_id
+        taken = rollout | {first: "no" if rollout[first] == "yes" else "yes"}
+        engine.ask(due, {o.junction_id: o.junction_id for o in due}, taken)
+        labels = dict(engine.finish())
+    assert len(started) == 3
+    assert all(set(future) == {"yes", "no"} for label in labels.values() for future in label)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from networks import make_cross, make_pair
 
-from grpo.config import GRPOConfig
-from grpo.counterfactual import simulate_rows
+from grpo import dataset_generator
+from grpo.config import GRPOConfig, MergeConfig
 from grpo.dataset_generator import generate
+from grpo.errors import DataError, UnreliableError
+from grpo.merging import merge
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
+from grpo.replay import simulate_rows
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +90,6 @@ def test_empty_roads_are_thinned_and_states_are_optional(tmp_path):
     assert thinned and all(thinned)
 
 
-def test_a_branch_past_its_deadline_is_counted_and_costs_its_row_alone(scenarios, dataset, tmp_path, capsys):
-    generate(_config(scenarios, tmp_path / "late", branch_timeout_seconds=1e-6))
-    rows = _rows(tmp_path / "late")
-    assert [row.id for row in rows] == [row.id for row in _rows(dataset)]
-    assert all(row.outcomes is row.best_action is row.advantage is None for row in rows)
-    counts = json.loads((tmp_path / "late" / "manifest.json").read_text())["scenarios"].values()
-    assert sum(count["without_outcomes"] for count in counts) == len(rows)
-    assert f"warning: {len(rows)} of {len(rows)} rows have no outcomes" in capsys.readouterr().err
-
-
 def test_states_bring_back_the_recorded_outcomes_in_a_fresh_process(dataset):
     for file in sorted(dataset.glob("*/grpo_dataset.json")):
         rows = read_rows(file)[::4]
@@ -109,18 +97,48 @@ def test_states_bring_back_the_recorded_outcomes_in_a_fresh_process(dataset):
         assert simulate_rows(bare, [file.parent] * len(bare), max_workers=2) == [row.outcomes for row in rows]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(scenarios, dataset):
-    output = dataset.parent / "killed"
-    config = _config(scenarios, output, max_workers=1)
-    flags = ["--scenarios", str(scenarios), "--output-dir", str(output), "--seeds", "1", "2"]
-    flags += ["--sample-fraction", "0.3", "--horizon-seconds", "20", "--max-workers", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "grpo", "generate", *flags], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(output.glob("*/part-*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list(output.glob("*/part-*.json")), "nothing was finished before the deadline"
-    assert not (output / "manifest.json").exists()
-    generate(config)
-    assert _files(output) == _files(dataset)
+def test_several_futures_are_averaged_and_their_spread_is_recorded(scenarios, dataset, tmp_path):
+    generate(_config(scenarios, tmp_path / "futures", num_futures=3, verify_fraction=1.0))
+    rows, single = _rows(tmp_path / "futures"), _rows(dataset)
+    assert [row.id for row in rows] == [row.id for row in single]
+    assert all(row.num_futures == 3 and row.advantage_spread >= 0 for row in rows)
+    assert sum(row.advantage_spread > 0 for row in rows) > len(rows) / 2
+    assert all(row.num_futures == 1 and row.advantage_spread is None for row in single)
+    assert any(row.advantage != one.advantage for row, one in zip(rows, single, strict=True))
+    manifest = json.loads((tmp_path / "futures" / "manifest.json").read_text())
+    assert manifest["verified"] == len(rows) and manifest["mismatches"] == []
+
+
+def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios, tmp_path, capsys):
+    """A falsified label in a part that waits to be verified is found, named, and ends the run."""
+    config = _config(scenarios, tmp_path / "data", verify_fraction=1.0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dataset_generator, "_replay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(config)
+    part = next((tmp_path / "data" / "cross").glob("part-1.json"))
+    content = json.loads(part.read_text())
+    content["rows"][3]["outcomes"]["yes"]["delay_veh_s"] += 0.5
+    part.write_text(json.dumps(content))
+    name = content["rows"][3]["id"]
+    with pytest.raises(
+        UnreliableError, match=f"1 rows came out differently .* the first: row {name}: recorded"
+    ) as error:
+        generate(config)
+    assert error.value.exit_code == 3
+    assert f"warning: verification: row {name}" in capsys.readouterr().err
+    with pytest.raises(UnreliableError):
+        generate(config)
+    generate(replace(config, max_mismatches=1))
+    assert len(json.loads((tmp_path / "data" / "manifest.json").read_text())["mismatches"]) == 1
+
+
+def test_shards_share_out_the_work_and_merge_to_the_same_bytes(scenarios, dataset, tmp_path):
+    shards = [f"{number}/3" for number in (1, 2, 3)]
+    for shard in shards:
+        generate(_config(scenarios, tmp_path / shard[0], shard=shard))
+    folders = [str(tmp_path / shard[0]) for shard in shards]
+    merge(MergeConfig(shards=folders, output_dir=str(dataset.parent / "merged")))
+    assert _files(dataset.parent / "merged") == _files(dataset)
+    with pytest.raises(DataError, match="shard 5/5: there are only 4 runs"):
+        generate(_config(scenarios, tmp_path / "none", shard="5/5"))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import make_pair
 
-from grpo.detection import DetectionArea, LaneGraph, PhaseArea, Vehicle, detection_area, measure_phase, reach
-from grpo.records import PhaseMetrics
+from grpo.detection import DetectionArea, LaneGraph, PhaseArea, detection_area, measure_phases, reach
+from grpo.records import Observation, PhaseMetrics
 from grpo.signals import Phase, plan_signal
+from grpo.sumo_interface import SignalSettings, TrafficSimulation
+from grpo.synthetic import make_scenario
 
 LANES = [f"l{number}" for number in range(8)]
 
@@ -31,11 +39,15 @@ def graphs(draw: st.DrawFn) -> LaneGraph:
 def shortest(graph: LaneGraph, start: str, *, upstream: bool) -> dict[str, float]:
     """Distances to the near end of every lane that can be reached, by relaxing until nothing changes."""
     links = graph.before if upstream else graph.behind
-    found = {start: 0.0}
-    for _ in LANES:
-        for lane, offset in list(found.items()):
-            for other in links.get(lane, ()):
-                found[other] = min(found.get(other, float("inf")), offset + graph.length[lane])
+    found: dict[str, float] = {}
+    better = {start: 0.0}
+    while better:
+        found |= better
+        nearer = [(other, found[lane] + graph.length[lane]) for lane in better for other in links.get(lane, ())]
+        better = {}
+        for other, offset in nearer:
+            if offset < min(found.get(other, float("inf")), better.get(other, float("inf"))):
+                better[other] = offset
     return found
 
 
@@ -114,18 +126,40 @@ def test_state_longer_than_the_links_is_no_error() -> None:
 
 # ---------------------------------------------------------------------- counting
 
-AREA = PhaseArea(
-    incoming=("w", "v"),
-    upstream={"w": 0.0, "v": 0.0, "w0": 100.0},
-    by_lane={"w": ("w", "w0"), "v": ("v",)},
-    downstream={"e": 0.0, "e1": 40.0},
-)
 LENGTH = {"w": 100.0, "v": 100.0, "w0": 200.0, "e": 40.0, "e1": 500.0}
+OFFSET = {"w": 0.0, "v": 0.0, "w0": 100.0}
+ROADS = LaneGraph(LENGTH, {"e": ["e1"]}, {"w": ["w0"]})
+PLAN = plan_signal(
+    "J", [Phase("GG", 9, 9, 9), Phase("yy", 3, 3, 3)], min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3
+)  # fmt: skip
+
+Vehicle = tuple[float, float, float]
+"""Position on its lane (m), speed (m/s), seconds it has been standing."""
+
+
+class Vehicles:
+    """Stands for libsumo's; a vehicle's name is its lane and its number there."""
+
+    def __init__(self, lanes: dict[str, list[Vehicle]]) -> None:
+        self._states = {f"{lane}.{number}": state for lane, on in lanes.items() for number, state in enumerate(on)}
+        self.occupied = {lane: [f"{lane}.{number}" for number in range(len(on))] for lane, on in lanes.items() if on}
+
+    def getLanePosition(self, name: str, /) -> float:
+        return self._states[name][0]
+
+    def getSpeed(self, name: str, /) -> float:
+        return self._states[name][1]
+
+    def getWaitingTime(self, name: str, /) -> float:
+        return self._states[name][2]
 
 
 def measure(extend_seconds: int = 5, distance: float = 150.0, **lanes: list[Vehicle]) -> PhaseMetrics:
-    vehicles: dict[str, list[Vehicle]] = {lane: [] for lane in LENGTH} | lanes
-    return measure_phase(AREA, vehicles, LENGTH, distance=distance, extend_seconds=extend_seconds)
+    """One phase for the lanes w, with its feeder w0, and v; both leave by e and e1."""
+    area = detection_area(PLAN, [[("w", "e")], [("v", "e")]], ROADS, distance)
+    vehicles = Vehicles(lanes)
+    (metrics,) = measure_phases(area, vehicles.occupied, vehicles, distance=distance, extend_seconds=extend_seconds)
+    return metrics
 
 
 def test_empty_road() -> None:
@@ -133,7 +167,7 @@ def test_empty_road() -> None:
 
 
 def test_standing_vehicles_are_the_queue() -> None:
-    seen = measure(w=[(100.0, 0.0, 12.0), (92.0, 0.05, 30.9)], v=[(100.0, 0.0, 3.0)], w0=[(200.0, 0.0, 1.0)])
+    seen = measure(w=[(92.0, 0.05, 30.9), (100.0, 0.0, 12.0)], v=[(100.0, 0.0, 3.0)], w0=[(200.0, 0.0, 1.0)])
     assert (seen.queue, seen.max_lane_queue, seen.wait) == (4, 3, 30)
     assert (seen.arriving, seen.approaching) == (0, 0)
 
@@ -154,6 +188,17 @@ def test_a_moving_vehicle_arrives_if_its_speed_carries_it_to_the_line(position: 
     assert {name for name in ("queue", "arriving", "approaching") if seen[name]} == {kind}
 
 
+def test_a_feeder_is_counted_for_each_phase_at_its_own_distance() -> None:
+    graph = LaneGraph({"a": 50.0, "b": 120.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
+    own = [Phase(state, 10, 10, 10) for state in ("Gr", "yr", "rG", "ry")]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    area = detection_area(plan, [[("a", "x")], [("b", "x")]], graph, 150.0)
+    vehicles = Vehicles({"feeder": [(10.0, 0.0, 1.0), (80.0, 0.0, 2.0)]})
+    first, second = measure_phases(area, vehicles.occupied, vehicles, distance=150.0, extend_seconds=5)
+    assert (first.queue, first.max_lane_queue, first.wait) == (2, 2, 2)
+    assert (second.queue, second.max_lane_queue, second.wait) == (1, 1, 2)
+
+
 def test_who_is_out_of_range_is_not_seen() -> None:
     inside, outside = (150.0, 0.0, 5.0), (149.9, 0.0, 99.0)  # 100 m of w and 50 m of w0 are 150 m
     assert measure(w0=[inside, outside]).queue == 1
@@ -172,7 +217,7 @@ def test_everybody_in_range_is_counted_once(vehicles: dict[str, list[Vehicle]], 
         (stood, speed)
         for lane in ("w", "v", "w0")
         for position, speed, stood in vehicles[lane]
-        if AREA.upstream[lane] + LENGTH[lane] - position <= 150
+        if OFFSET[lane] + LENGTH[lane] - position <= 150
     ]
     assert seen.queue + seen.arriving + seen.approaching == len(in_range)
     assert seen.max_lane_queue <= seen.queue <= 2 * seen.max_lane_queue
@@ -185,3 +230,94 @@ def test_everybody_in_range_is_counted_once(vehicles: dict[str, list[Vehicle]], 
 def test_counts_are_whole_and_not_negative(vehicles: dict[str, list[Vehicle]]) -> None:
     for value in dataclasses.asdict(measure(**vehicles)).values():
         assert isinstance(value, int) and value >= 0
+
+
+# ---------------------------------------------------------------------- on real traffic
+
+
+class PlainDetection:
+    """The same counts by the plainest way: every phase looks at every vehicle of the network."""
+
+    def __init__(self, simulation: TrafficSimulation) -> None:
+        self.simulation, self.sumo = simulation, simulation._sumo
+        lights, lane = self.sumo.trafficlight, self.sumo.lane
+        self.links = {name: lights.getControlledLinks(name) for name in lights.getIDList()}
+        signalled = {(link[0], link[1]) for groups in self.links.values() for group in groups for link in group}
+        roads = [name for name in lane.getIDList() if not name.startswith(":")]
+        behind = {name: [link[0] for link in lane.getLinks(name)] for name in roads}
+        before: dict[str, list[str]] = {}
+        for name in roads:
+            for following in behind[name]:
+                if (name, following) not in signalled:
+                    before.setdefault(following, []).append(name)
+        self.graph = LaneGraph({name: lane.getLength(name) for name in lane.getIDList()}, behind, before)
+
+    def phases(self, observation: Observation) -> dict[str, PhaseMetrics]:
+        groups = self.links[observation.junction_id]
+        states = {green.id: green.state for green in self.simulation.plans[observation.junction_id].greens}
+        return {
+            name: self.metrics([link for i, char in enumerate(states[name]) if char in "Gg" for link in groups[i]])
+            for name in observation.phases
+        }
+
+    def metrics(self, served: Sequence[Sequence[str]]) -> PhaseMetrics:
+        vehicle, settings = self.sumo.vehicle, self.simulation.settings
+        incoming = {link[0] for link in served}
+        found = {start: self.near(start, upstream=True) for start in incoming}
+        offset = {lane: min(f[lane] for f in found.values() if lane in f) for f in found.values() for lane in f}
+        exits = [self.near(link[1], upstream=False) for link in served]
+        standing: list[str] = []
+        arriving = approaching = downstream = 0
+        wait = 0.0
+        for name in vehicle.getIDList():
+            lane, position, speed = vehicle.getLaneID(name), vehicle.getLanePosition(name), vehicle.getSpeed(name)
+            ways = [f[lane] + position for f in exits if lane in f]
+            downstream += bool(ways) and min(ways) <= settings.detection_range
+            gap = offset.get(lane, float("inf")) + self.graph.length.get(lane, 0.0) - position
+            if gap > settings.detection_range:
+                continue
+            if speed < 0.1:
+                standing.append(lane)
+                wait = max(wait, vehicle.getWaitingTime(name))
+            elif gap <= speed * settings.extend_seconds:
+                arriving += 1
+            else:
+                approaching += 1
+        fullest = max(sum(lane in f for lane in standing) for f in found.values())
+        return PhaseMetrics(len(incoming), len(standing), fullest, arriving, approaching, int(wait), downstream)
+
+    def near(self, start: str, *, upstream: bool) -> dict[str, float]:
+        every = shortest(self.graph, start, upstream=upstream)
+        return {lane: way for lane, way in every.items() if way < self.simulation.settings.detection_range}
+
+
+def _network(kind: str, folder: Path) -> Path:
+    if kind == "pair":
+        return make_pair(folder)
+    made = make_scenario(kind, load=0.9, duration_s=300, rng=np.random.default_rng(3))
+    (folder / "made.net.xml").write_text(made.net_xml)
+    (folder / "made.rou.xml").write_text(made.routes_xml)
+    sumocfg = folder / "made.sumocfg"
+    sumocfg.write_text(
+        '<configuration><input><net-file value="made.net.xml"/><route-files value="made.rou.xml"/></input>'
+        '<time><end value="300"/></time></configuration>'
+    )
+    return sumocfg
+
+
+@pytest.mark.parametrize("detection_range", [40.0, 150.0, 500.0])
+@pytest.mark.parametrize("kind", ["pair", "cross_protected", "grid"])
+def test_observations_are_those_of_the_plainest_count(kind: str, detection_range: float, tmp_path: Path) -> None:
+    random = Random(1)
+    seen: list[Any] = []
+    settings = SignalSettings(detection_range=detection_range)
+    with TrafficSimulation(_network(kind, tmp_path), seed=1, settings=settings) as simulation:
+        plain = PlainDetection(simulation)
+        while not simulation.finished:
+            for observation in simulation.due():
+                assert observation.phases == plain.phases(observation)
+                seen += observation.phases.values()
+                simulation.apply(observation.junction_id, "yes" if random.random() < 0.7 else "no")
+            simulation.step()
+    for name in ("queue", "max_lane_queue", "arriving", "approaching", "wait", "downstream"):
+        assert any(getattr(metrics, name) for metrics in seen), f"this traffic shows nothing of {name}"

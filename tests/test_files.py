@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +214,169 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"):
-        start(tmp_path / "run")
+CLAIM = (
+    "import os, sys\nfrom grpo.console import guarded\nfrom grpo.files import claim_output\n"
+    "if 'unprivileged' in sys.argv and os.geteuid() == 0:\n    os.setuid(65534)\n"  # root may write everywhere
+    "def run(_):\n    claim_output(sys.argv[1], {'seed': 1}, if_finished='move_aside')\n"
+    "    print('claimed', flush=True)\n    sys.stdin.readline()\n    return 0\n"
+    "sys.exit(guarded(run))"
+)
+"""A run that claims a folder, says so, and works until its standard input ends."""
+
+
+def test_folder_without_permission() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        write_text(folder / "run" / "result.txt", "earlier")
+        for path in (folder / "run", folder):
+            path.chmod(0o555)
+        for place in (folder / "run", folder / "new", folder / "deep" / "new"):
+            done = claim(place, "unprivileged")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert re.fullmatch(
+                rf"error: {place}\S*: cannot be written \(Permission denied\); free the disk or .*\n", done.stderr
+            )
+        assert contents(folder) == {"run/result.txt": b"earlier"}
+        for path in (folder, folder / "run"):
+            path.chmod(0o755)
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        write_text(disk / "run" / "result.txt", "earlier")
+        before = contents(disk)
+        with pytest.raises(
+            OutputError, match=r"big\.txt: cannot be written \(No space left on device\); free the disk"
+        ):
+            write_text(disk / "run" / "big.txt", "x" * 100_000)
+        assert contents(disk) == before
+        with contextlib.suppress(OutputError):
+            for number in range(100):
+                write_text(disk / "run" / f"{number}.txt", "x" * 4096)
+        before = contents(disk)
+        with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\); free the disk"):
+            start(disk / "other")
+        assert contents(disk) == before
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ---------------------------------------------------------------------- two runs on one folder
+
+
+def claim(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """A run that ends as soon as it has claimed ``folder``."""
+    return subprocess.run([sys.executable, "-c", CLAIM, str(folder), *argv], capture_output=True, text=True, input="")
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run in another process that holds ``folder``, killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == "claimed\n"
+        yield process
+        process.kill()
+
+
+def refused(folder: Path) -> str:
+    return f"error: {folder}: another run is writing here; wait for its end, or choose another folder\n"
+
+
+def test_second_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with running(folder):
+        write_text(folder / "part.json", "half")
+        before = contents(tmp_path)
+        done = claim(folder)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", refused(folder))
+        assert contents(tmp_path) == before, "not even a run with other settings moves the folder aside"
+        (tmp_path / "link").symlink_to(folder)
+        assert claim(tmp_path / "link").returncode == 2, "another name of the folder is the same folder"
+        assert claim(tmp_path / "other").returncode == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None], ids=str)
+def test_lock_ends_with_its_process_and_leaves_no_file(end: signal.Signals | None, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with running(folder) as process:
+        if end is None:
+            process.communicate()
+        else:
+            process.send_signal(end)
+            process.wait()
+        assert claim(folder).returncode == 0
+    assert list(contents(tmp_path)) == ["run/run.json"]
+
+
+def test_new_folder_is_locked_after_the_old_one_was_moved_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(folder)
+    finish(folder)
+    with running(folder):
+        assert (tmp_path / "run.1" / "result.txt").exists()
+        assert claim(folder).stderr == refused(folder)
+        assert claim(tmp_path / "run.1").returncode == 0, "the old folder is nobody's"
+
+
+def test_claim_ends_with_the_manifest_or_a_refusal(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(folder)
+    assert claim(folder).stderr == refused(folder)
+    finish(folder)
+    with pytest.raises(OutputError, match="finished run"):
+        start(folder)
+    assert claim(folder).returncode == 0
+
+
+def test_same_process_may_claim_again_and_stays_the_only_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    before = len(os.listdir("/dev/fd"))
+    for number in range(5):
+        start(folder)
+        start(folder, seed=number)
+    assert claim(folder).stderr == refused(folder)
+    assert len(os.listdir("/dev/fd")) == before + 1
+    finish(folder)
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_programs_started_by_a_run_do_not_prolong_its_lock(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+        finish(tmp_path / "run")
+        assert claim(tmp_path / "run").returncode == 0
+        child.kill()
+
+
+def test_folder_that_is_moved_aside_while_it_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+
+    def other_run_is_faster(descriptor: int, operation: int) -> None:
+        folder.rename(tmp_path / "run.1")
+
+    monkeypatch.setattr(files.fcntl, "flock", other_run_is_faster)
+    with pytest.raises(OutputError, match="another run is writing here"):
+        start(folder)
+    assert not folder.exists()
+
+
+def test_file_system_without_locks_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    start(tmp_path / "run")
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / 'run'}: cannot be locked (No locks available); see that no second run writes here\n"
+    )
+    finish(tmp_path / "run")

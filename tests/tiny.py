@@ -77,6 +77,8 @@ def tiny_rows(
                 outcome_scope="network",
                 best_action=best_of(gain) if with_outcomes else None,
                 advantage=gain if with_outcomes else None,
+                num_futures=1,
+                advantage_spread=None,
             )
         )
     return rows
