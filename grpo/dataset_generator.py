@@ -19,8 +19,8 @@ from typing import Any
 from .baselines import make_rule_policy
 from .config import GRPOConfig
 from .console import progress_bar
-from .errors import DataError, GrpoError, UnreliableError
-from .files import MANIFEST, claim_output, write_json, write_manifest
+from .errors import DataError, GrpoError, SimulatorCrash, UnreliableError
+from .files import MANIFEST, claim_output, write_json_list, write_manifest
 from .forks import CHEAP_FORKS
 from .labelling import Part, Task, check_failure_rate, label_run, replay_run, salvage_run
 from .scenario import find_scenarios, unique_names
@@ -76,13 +76,16 @@ def _label(config: GRPOConfig, tasks: Sequence[Task]) -> None:
 
 def _replay(config: GRPOConfig, tasks: Sequence[Task]) -> None:
     """Second pass: what failed is tried once more elsewhere, and a sample is verified."""
-    parts = {task: Part.read(task) for task in tasks}
-    open_tasks = [task for task in tasks if not parts[task].replayed]
-    mismatches = [line for part in parts.values() for line in part.mismatches]
+    open_tasks, mismatches = [], []
+    for task in tasks:
+        part = Part.read(task)
+        mismatches += part.mismatches
+        if not part.replayed:
+            open_tasks.append(task)
     with progress_bar("verifying", total=len(open_tasks)) as advance:
         for task, part, cause in _attempts(config, replay_run, open_tasks):
             if cause is not None:
-                part = parts[task]
+                part = Part.read(task)
                 part.failed = {name: f"{before}; again: {cause}" for name, before in part.failed.items()}
                 part.replayed = True
                 part.write(task)
@@ -115,7 +118,7 @@ def _attempts(
         calls = [(config, task, *arguments) for task in left]
         with closing(_processes(config, function, calls)) as results:
             for index, value, error in results:
-                if isinstance(error, GrpoError):
+                if isinstance(error, GrpoError) and not isinstance(error, SimulatorCrash):
                     raise error
                 if error is None:
                     yield left[index], value, None
@@ -154,16 +157,20 @@ def _cause(error: BaseException) -> str:
 def _join(config: GRPOConfig, tasks: Sequence[Task], every_task: Sequence[Task]) -> int:
     """Write the datasets and the manifest, and remove what they were made from."""
     output = Path(config.output_dir)
+    parts: dict[Task, Part] = {}
+
+    def rows_of(name: str) -> Iterator[list[dict[str, Any]]]:
+        for task in tasks:
+            if task.name == name:
+                part = Part.read(task)
+                yield part.rows
+                parts[task] = part.summary()
+
     counts: dict[str, dict[str, int]] = {}
-    parts = {task: Part.read(task) for task in tasks}
     for name in dict.fromkeys(task.name for task in tasks):
-        rows = [row for task, part in parts.items() if task.name == name for row in part.rows]
-        write_json(output / name / DATASET, rows)
-        counts[name] = {
-            "rows": len(rows),
-            "extend_is_better": sum(row["best_action"] == "yes" for row in rows),
-            "without_outcomes": sum(row["outcomes"] is None for row in rows),
-        }
+        write_json_list(output / name / DATASET, rows_of(name))
+        of_runs = [part.counts for task, part in parts.items() if task.name == name]
+        counts[name] = {key: sum(count[key] for count in of_runs) for key in of_runs[0]}
     total = sum(count["rows"] for count in counts.values())
     cut_short = {task: part for task, part in parts.items() if part.ended_early}
     if total == 0 and len(cut_short) == len(tasks):
@@ -176,7 +183,7 @@ def _join(config: GRPOConfig, tasks: Sequence[Task], every_task: Sequence[Task])
         "tasks": [[task.name, task.seed] for task in every_task],
         "scenarios": counts,
         "failures": [
-            {"scenario": task.name, "seed": task.seed, "error": part.ended_early, "rows": len(part.rows)}
+            {"scenario": task.name, "seed": task.seed, "error": part.ended_early, "rows": part.counts["rows"]}
             for task, part in cut_short.items()
         ],
         "quarantined": [{"row": row, "cause": cause} for part in parts.values() for row, cause in part.failed.items()],

@@ -29,6 +29,10 @@ class ScenarioError(GrpoError):
     """A SUMO scenario cannot be used: file missing, no traffic lights, SUMO refuses to load it."""
 
 
+class SimulatorCrash(ScenarioError):
+    """The process in which SUMO loaded a scenario crashed natively or was killed; the next one may not."""
+
+
 class ModelError(GrpoError):
     """A model folder is absent, cannot be loaded, or cannot do what the stage needs."""
 

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -34,10 +34,15 @@ def write_text(path: Path, text: str) -> None:
 
     The temporary name is this call's own: on a cluster a node that was given up may still write the same file.
     """
+    _write(path, [text])
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
     temporary = path.with_name(f"{path.name}.{uuid4().hex}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(texts)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -52,6 +57,20 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, keys in the order given."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_json_list(path: Path, groups: Iterable[Sequence[Any]]) -> None:
+    """Write the members of all groups as one list, as :func:`write_json` would; one group is in memory at a time."""
+
+    def texts() -> Iterator[str]:
+        before = "[\n"
+        for group in groups:
+            if group:
+                yield before + json.dumps(group, ensure_ascii=False, indent=1)[2:-2]
+                before = ",\n"
+        yield "[]\n" if before == "[\n" else "\n]\n"
+
+    _write(path, texts())
 
 
 def claim_output(

@@ -66,7 +66,7 @@ class Task:
 
 @dataclass
 class Part:
-    """A finished run. ``failed`` maps the ids of rows without outcomes to the causes."""
+    """A finished run. ``failed`` maps the ids of rows without outcomes to the causes; only a summary has counts."""
 
     rows: list[dict[str, Any]]
     failed: dict[str, str]
@@ -76,11 +76,21 @@ class Part:
     mismatches: list[str] = field(default_factory=list)
     replayed: bool = False
     ended_early: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, task: Task) -> Part:
         """The part of a task that has one."""
         return cls(**json.loads(task.part.read_text(encoding="utf-8")))
+
+    def summary(self) -> Part:
+        """The same without its rows, counted: rows of many runs need not be in memory at once."""
+        counts = {
+            "rows": len(self.rows),
+            "extend_is_better": sum(row["best_action"] == "yes" for row in self.rows),
+            "without_outcomes": sum(row["outcomes"] is None for row in self.rows),
+        }
+        return replace(self, rows=[], counts=counts)
 
     def write(self, task: Task) -> None:
         """Write the part; raises :class:`OutputError`."""
@@ -301,7 +311,10 @@ class _Journal:
 
 
 def replay_run(config: GRPOConfig, task: Task) -> Part:
-    """Simulate the failed rows of a part again and verify its sampled ones, each action in a branch of its own."""
+    """Simulate the failed rows of a part again and verify its sampled ones, each action in a branch of its own.
+
+    Writes the part; returns its summary.
+    """
     part = Part.read(task)
     position = {row["id"]: index for index, row in enumerate(part.rows)}
     ids = sorted({*part.failed, *part.to_verify}, key=position.__getitem__)
@@ -325,4 +338,4 @@ def replay_run(config: GRPOConfig, task: Task) -> Part:
             part.mismatches.append(f"row {row.id}: recorded {before}, replayed {again['outcomes']}")
     part.replayed = True
     part.write(task)
-    return part
+    return part.summary()

@@ -13,7 +13,7 @@ from typing import Any
 
 from .counterfactual import Futures, Horizon, simulate_actions
 from .errors import DataError, GrpoError
-from .forks import BranchError, killed_if_hanging
+from .forks import CHEAP_FORKS, BranchError, killed_if_hanging
 from .records import Action, GRPODataEntry, Outcome, mean_outcomes
 from .sumo_interface import SignalSettings, TrafficSimulation
 from .workers import run_isolated
@@ -98,6 +98,7 @@ def simulate_rows(
         max_workers=max_workers,
         timeout_s=24 * 3600,
         fresh=True,
+        environment=CHEAP_FORKS,
     ):
         if isinstance(error, GrpoError):
             raise error

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .detection import DetectionArea, LaneGraph, detection_area, measure_phases
-from .errors import ScenarioError
+from .errors import ScenarioError, SimulatorCrash
 from .forks import BranchError, in_fork
 from .measurement import Measurement
 from .records import Action, Observation
@@ -282,7 +282,9 @@ def read_network(sumocfg: Path, settings: SignalSettings) -> Network:
         try:
             network = in_fork(partial(_read_network, sumocfg, settings), timeout_s=_START_TIMEOUT_S)
         except BranchError as error:
-            raise ScenarioError(f"{sumocfg}: SUMO does not start ({error})") from None
+            raise SimulatorCrash(
+                f"{sumocfg}: SUMO does not start ({error}); see whether `sumo -c {sumocfg}` does"
+            ) from None
         if isinstance(network, ScenarioError):
             raise network
         _networks[key] = network

@@ -42,8 +42,9 @@ def workers(pid: int) -> list[int]:
 
 
 def branches(pid: int) -> list[int]:
-    """Forked copies of the workers of a run."""
-    return [branch for worker in workers(pid) for branch in children(worker)]
+    """Forked copies of the workers of a run, beside a journal that is open."""
+    copies = [copy for worker in workers(pid) for copy in children(worker)]
+    return [copy for copy in copies if any(name.endswith(".jsonl") for name in _open_files(copy))]
 
 
 def holders(parents: Iterable[int], path: Path) -> list[int]:

@@ -12,10 +12,12 @@ from networks import make_cross, make_pair
 from grpo import dataset_generator
 from grpo.config import GRPOConfig, MergeConfig
 from grpo.dataset_generator import generate
-from grpo.errors import DataError, UnreliableError
+from grpo.errors import DataError, SimulatorCrash, UnreliableError
+from grpo.labelling import Task
 from grpo.merging import merge
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
 from grpo.replay import simulate_rows
+from grpo.workers import WorkerDied
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,21 @@ def test_shards_share_out_the_work_and_merge_to_the_same_bytes(scenarios, datase
     assert _files(dataset.parent / "merged") == _files(dataset)
     with pytest.raises(DataError, match="shard 5/5: there are only 4 runs"):
         generate(_config(scenarios, tmp_path / "none", shard="5/5"))
+
+
+def test_a_process_that_dies_is_tried_once_more_and_then_named(scenarios, tmp_path, monkeypatch):
+    """A crash while SUMO loads is such a death; an error that a user can mend ends the stage at once."""
+    answers = iter([SimulatorCrash("died of SIGSEGV"), ("value", None), WorkerDied("died", -9), WorkerDied("died", -9)])
+
+    def processes(*_):
+        answer = next(answers)
+        yield (0, *answer) if isinstance(answer, tuple) else (0, None, answer)
+
+    monkeypatch.setattr(dataset_generator, "_processes", processes)
+    config, task = _config(scenarios, tmp_path), Task("cross", scenarios, 1, tmp_path)
+    assert list(dataset_generator._attempts(config, print, [task])) == [(task, "value", None)]
+    ((_, value, cause),) = dataset_generator._attempts(config, print, [task])
+    assert (value, cause) == (None, "its process died of SIGKILL")
+    answers = iter([DataError("mend it")])
+    with pytest.raises(DataError, match="mend it"):
+        list(dataset_generator._attempts(config, print, [task]))

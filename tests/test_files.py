@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 
 from grpo import files
 from grpo.errors import OutputError
-from grpo.files import claim_output, write_json, write_manifest, write_text
+from grpo.files import claim_output, write_json, write_json_list, write_manifest, write_text
 
 SETTINGS = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
 
@@ -157,11 +158,15 @@ def fail_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, text: str, **_: object) -> None:
-        path.write_bytes(text.encode()[:2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full(io.StringIO):
+        def writelines(self, _: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    def opened(path: Path, *_: object, **__: object) -> Full:
+        os.close(os.open(path, os.O_CREAT))
+        return Full()
+
+    monkeypatch.setattr(Path, "open", opened)
 
 
 @pytest.mark.parametrize("fail", [fail_to_replace, fail_to_write])
@@ -176,6 +181,7 @@ def test_full_disk_leaves_the_earlier_file(
         OutputError, match=r"result\.json: cannot be written \(No space left on device\); free the disk"
     ):
         write_json(path, "later")
+    monkeypatch.undo()
     assert contents(tmp_path) == before
 
 
@@ -380,3 +386,10 @@ def test_file_system_without_locks_warns(
         f"warning: {tmp_path / 'run'}: cannot be locked (No locks available); see that no second run writes here\n"
     )
     finish(tmp_path / "run")
+
+
+@pytest.mark.parametrize("groups", [[], [[]], [[1], [], [{"a": "ü"}, 2]], [[], [{"b": [1, {"c": None}]}]]], ids=str)
+def test_groups_are_written_as_one_list(tmp_path: Path, groups: list[list[object]]) -> None:
+    write_json_list(tmp_path / "groups.json", iter(groups))
+    write_json(tmp_path / "list.json", [member for group in groups for member in group])
+    assert (tmp_path / "groups.json").read_bytes() == (tmp_path / "list.json").read_bytes()

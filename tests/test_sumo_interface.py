@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
+import os
+import signal
 from pathlib import Path
 from random import Random
 
 import pytest
 from networks import make_cross, make_pair
 
-from grpo.errors import ScenarioError
+from grpo import sumo_interface
+from grpo.errors import ScenarioError, SimulatorCrash
 from grpo.sumo_interface import SignalSettings, TrafficSimulation, read_network
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
@@ -132,3 +136,14 @@ def test_lights_that_cannot_be_controlled_are_left_alone(tmp_path):
     assert read_network(sumocfg, SignalSettings()).plans == ()
     with pytest.raises(ScenarioError, match="no light"):
         TrafficSimulation(sumocfg, seed=1)
+
+
+def test_native_crash_while_a_network_is_read_is_one_line(tmp_path, monkeypatch):
+    def crash(*_: object) -> None:
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    sumocfg = make_cross(tmp_path)
+    monkeypatch.setattr(sumo_interface, "_start", crash)
+    with pytest.raises(SimulatorCrash, match=r"cross\.sumocfg: SUMO does not start \(died of SIGSEGV\)"):
+        read_network(sumocfg, SignalSettings())
