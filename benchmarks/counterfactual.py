@@ -82,12 +82,7 @@ def run_engine(connection: Connection, sumocfg: Path, seed: int, horizon: Horizo
                 for observation, decision in zip(due, policy.decide(due), strict=True):
                     explore = random.random() < EXPLORATION
                     taken[observation.junction_id] = random.choice(ACTIONS) if explore else decision.action
-                engine.ask(due, keys, taken)
-                for junction_id, action in taken.items():
-                    simulation.apply(junction_id, action)
-                simulation.step()
-                engine.record()
-                labels.update(engine.labelled())
+                labels.update(engine.advance(due, keys, taken))
             labels.update(engine.finish())
             decisions = {at: dict(taken) for at, taken in simulation.decisions.items()}
             connection.send([Point(seed, *asked[key], value[0], decisions) for key, value in labels.items()])

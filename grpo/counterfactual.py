@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Literal, Self
 
 from .baselines import Policy, RulePolicy, make_rule_policy
-from .forks import BranchError, Forks
+from .forks import BranchError, Forks, killed_if_hanging
 from .records import ACTIONS, Action, Observation, Outcome
 from .sumo_interface import Measurement, TrafficSimulation
 
@@ -168,8 +168,7 @@ class _Point:
 class Counterfactuals:
     """Outcomes of both actions at decision points of a run that goes on meanwhile.
 
-    Every second: ``due``, then :meth:`ask`, then apply the decisions and step, then :meth:`record`.
-    Results come from :meth:`labelled` and, after the run, from :meth:`finish`.
+    Every second: ``due``, then :meth:`advance`; after the run :meth:`finish`.
     """
 
     def __init__(self, simulation: TrafficSimulation, horizon: Horizon, *, slots: int = 1) -> None:
@@ -186,11 +185,25 @@ class Counterfactuals:
     def __exit__(self, *_: object) -> None:
         self._forks.close()
 
-    def ask(self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]) -> None:
-        """Begin to label the due lights in ``wanted`` (light -> key); the run will do ``taken`` (light -> action).
+    def advance(
+        self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]
+    ) -> list[tuple[Any, Futures | BranchError]]:
+        """Begin to label the due lights in ``wanted`` (light -> key), carry out ``taken`` (light -> action), and step.
 
-        Blocks while all slots are busy. The simulation stays put.
+        Returns (key, outcomes) of the decision points that were completed meanwhile, or why one failed. Blocks while
+        all slots are busy; a step that hangs ends this process.
         """
+        self.ask(due, wanted, taken)
+        for junction_id, action in taken.items():
+            self._simulation.apply(junction_id, action)
+        with killed_if_hanging(self._horizon.branch_timeout_s):
+            self._simulation.step()
+        self._note(self._windows.record())
+        self._collect(self._forks.finished())
+        return self._labelled()
+
+    def ask(self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]) -> None:
+        """The first part of :meth:`advance`: start the branches. The simulation stays put."""
         if not wanted and not self._windows.keys:
             return
         decisions = self._policy.decide(list(due)) if due else []
@@ -209,13 +222,7 @@ class Counterfactuals:
         if self._windows.keys and any(taken[light] != action for light, action in rollout.items()):
             self._leave_rollout(due)
 
-    def record(self) -> None:
-        """Add the second that the run has just simulated."""
-        self._note(self._windows.record())
-
-    def labelled(self) -> list[tuple[Any, Futures | BranchError]]:
-        """(key, outcomes) of the decision points that were completed since the last call, or why one failed."""
-        self._collect(self._forks.finished())
+    def _labelled(self) -> list[tuple[Any, Futures | BranchError]]:
         complete = [key for key, point in self._points.items() if point.missing == 0]
         points = [(key, self._points.pop(key)) for key in complete]
         return [(key, point.futures if point.cause is None else BranchError(point.cause)) for key, point in points]
@@ -225,7 +232,7 @@ class Counterfactuals:
         if self._windows.keys:
             self._leave_rollout(None)
         self._collect(self._forks.drain())
-        return self.labelled()
+        return self._labelled()
 
     def _leave_rollout(self, due: Sequence[Observation] | None) -> None:
         """The run departs from the rollout policy: a branch goes on with the windows that are open."""

@@ -209,13 +209,15 @@ def _remove_parts(tasks: Sequence[Task]) -> None:
             path.unlink(missing_ok=True)
 
 
+def print_result(rows: int, output_dir: str) -> None:
+    """Tell what was made and what comes next."""
+    print(f"{rows} rows in {output_dir}; next: grpo sft-data --dataset-path {output_dir}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(GRPOConfig, argv, description=(__doc__ or "").splitlines()[0])
-    rows = generate(config)
-    print(
-        f"{rows} rows in {config.output_dir}; next: grpo sft-data --dataset-path {config.output_dir}", file=sys.stderr
-    )
+    print_result(generate(config), config.output_dir)
     return 0
 
 

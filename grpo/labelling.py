@@ -19,7 +19,7 @@ from .config import GRPOConfig
 from .counterfactual import Counterfactuals, Futures, Horizon
 from .errors import OutputError, UnreliableError
 from .files import write_json, write_text
-from .forks import BranchError, killed_if_hanging
+from .forks import BranchError
 from .prompt_builder import build_prompt
 from .records import (
     Action,
@@ -37,6 +37,11 @@ from .sumo_interface import SignalSettings, TrafficSimulation
 
 _LEAST_TO_JUDGE = 20
 """Labels before a failure rate means anything."""
+
+
+def state_file(seed: int) -> str:
+    """Where a run's decisions are kept, relative to the dataset's folder."""
+    return f"states/seed-{seed}.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Task:
     @property
     def state_file(self) -> str:
         """The run's decisions, relative to the dataset's folder."""
-        return f"states/seed-{self.seed}.json"
+        return state_file(self.seed)
 
 
 @dataclass
@@ -153,15 +158,9 @@ def _drive(
         for observation, decision in zip(due, behaviour.decide(due), strict=True):
             explore: Action = "yes" if random.random() < 0.5 else "no"
             taken[observation.junction_id] = explore if random.random() < config.exploration else decision.action
-        counterfactuals.ask(due, wanted, taken)
-        for junction_id, action in taken.items():
-            simulation.apply(junction_id, action)
         if taken:
             journal.add_decisions(simulation.time, taken)
-        with killed_if_hanging(config.branch_timeout_seconds):
-            simulation.step()
-        counterfactuals.record()
-        note(counterfactuals.labelled())
+        note(counterfactuals.advance(due, wanted, taken))
     note(counterfactuals.finish())
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from .config import GRPOConfig, MergeConfig
-from .dataset_generator import DATASET, NOT_OF_THE_ROWS
+from .dataset_generator import DATASET, NOT_OF_THE_ROWS, print_result
 from .errors import ConfigError, DataError
 from .files import MANIFEST, claim_output, write_json, write_manifest, write_text
+from .labelling import state_file
 from .records import rows_from_json
 from .settings import parse_config
 
@@ -73,16 +74,12 @@ def merge(config: MergeConfig) -> int:
     for name in names:
         write_json(output / name / DATASET, _rows(shards, name, output))
         for shard in shards:
-            for state in [_state_file(seed) for seed in shard.seeds(name)]:
+            for state in [state_file(seed) for seed in shard.seeds(name)]:
                 if (shard.folder / name / state).exists():
                     write_text(output / name / state, (shard.folder / name / state).read_text(encoding="utf-8"))
     results = _results([shard.manifest for shard in shards], names)
     write_manifest(output, config.STAGE, config.to_dict(), **results)
     return int(results["rows"])
-
-
-def _state_file(seed: int) -> str:
-    return f"states/seed-{seed}.json"
 
 
 # ---------------------------------------------------------------------- is it one run, whole?
@@ -212,10 +209,7 @@ def _results(manifests: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(MergeConfig, argv, description=(__doc__ or "").splitlines()[0])
-    rows = merge(config)
-    print(
-        f"{rows} rows in {config.output_dir}; next: grpo sft-data --dataset-path {config.output_dir}", file=sys.stderr
-    )
+    print_result(merge(config), config.output_dir)
     return 0
 
 

@@ -149,12 +149,7 @@ def test_the_engine_gives_what_a_branch_for_each_action_gives(kind, name, future
             }
             rollout = horizon.policy().decide(due)
             deviations += any(taken[o.junction_id] != d.action for o, d in zip(due, rollout, strict=True))
-            engine.ask(due, wanted, taken)
-            for junction_id, action in taken.items():
-                simulation.apply(junction_id, action)
-            simulation.step()
-            engine.record()
-            labels.update(engine.labelled())
+            labels.update(engine.advance(due, wanted, taken))
         labels.update(engine.finish())
     assert deviations, "the run never left the rollout policy"
     assert labels == expected
@@ -231,10 +226,6 @@ def test_a_branch_that_cannot_run_is_an_error_of_that_point_alone(cross, monkeyp
         with monkeypatch.context() as patched:
             patched.setattr(TrafficSimulation, "step", fail)
             engine.ask(due, {due[0].junction_id: "lost"}, {due[0].junction_id: "yes"})
-        for observation in due:
-            simulation.apply(observation.junction_id, "yes")
-        simulation.step()
-        engine.record()
         due = _drive_to_a_decision(simulation, simulation.time + 1)
         rollout = horizon.policy().decide(due)[0].action
         engine.ask(due, {due[0].junction_id: "kept"}, {due[0].junction_id: rollout})
