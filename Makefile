@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint install clean
+.PHONY: demo pretrained test lint install clean
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -22,7 +22,11 @@ install: $(READY)
 
 # The whole pipeline on generated traffic: scenarios, data, SFT, GRPO, evaluation on held-out traffic.
 demo: $(READY)
-	$(BIN)/grpo demo
+	$(BIN)/grpo pipeline config/demo
+
+# The shipped models from nothing: networks, base model, labels, SFT, labels again, GRPO. Hours on a CPU.
+pretrained: $(READY)
+	$(BIN)/grpo pipeline config/pretrained
 
 lint: $(READY)
 	$(BIN)/ruff check .

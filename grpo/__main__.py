@@ -8,7 +8,7 @@ from importlib import import_module
 from .console import guarded
 
 STAGES = {
-    "demo": ("demo", "the whole pipeline on generated traffic, in about ten minutes"),
+    "pipeline": ("pipeline", "the steps of a folder of configs, such as config/demo, one after the other"),
     "scenarios": ("scenario", "generate a suite of synthetic SUMO scenarios"),
     "check": ("check", "preflight of a SUMO scenario: what will be controlled, what not, and why"),
     "generate": ("dataset_generator", "simulate every action at sampled decision points: the dataset"),
@@ -18,6 +18,7 @@ STAGES = {
     "sft": ("sft_training", "teach the answer format and a first policy"),
     "train": ("training", "GRPO from an SFT model"),
     "evaluate": ("evaluation", "closed loop: policies compared on the same traffic"),
+    "benchmark": ("benchmark", "all baselines and the shipped model on many networks: tables, intervals, verdicts"),
 }
 """Name of each stage, its module and one line about it."""
 

@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,18 @@ import numpy as np
 from .config import BaseModelConfig
 from .files import claim_output, write_manifest
 from .model import save_merged
-from .prompt_builder import ANSWERS, Language, build_messages, build_prompt, parse_answer
+from .prompt_builder import ANSWERS, PromptForm, ask, build_prompt, parse_answer
 from .records import Observation
 from .settings import parse_config
 from .synthetic_states import draw_states, facts, prior
 from .tokenizer_builder import build_tokenizer
+
+
+def forms_of(config: BaseModelConfig) -> tuple[PromptForm, PromptForm]:
+    """The two forms of prompts that the model learns: English and Chinese."""
+    fields = tuple(config.prompt_fields)
+    return PromptForm("en", fields), PromptForm("zh", fields)
+
 
 FACTS_PROMPT = "Report what is asked about the junction.\n"
 IGNORED = -100
@@ -41,40 +49,47 @@ def _fact_word(name: str) -> str:
     return f" {name}="
 
 
-def fact_words() -> list[str]:
+def fact_words(fields: Sequence[str]) -> list[str]:
     """The names of the facts as they stand in an answer, and the instruction that asks for them."""
     (state,) = draw_states(np.random.default_rng(0), 1)
-    return [FACTS_PROMPT, *map(_fact_word, facts(state))]
+    return [FACTS_PROMPT, *map(_fact_word, facts(state, fields))]
 
 
 Example = tuple[list[dict[str, str]], str, str, float]
 """Messages, the answer, the other possible answer, and the probability of the first."""
 
 
-def fact_example(observation: Observation, rng: np.random.Generator, asked: int = 16) -> Example:
+def fact_example(observation: Observation, rng: np.random.Generator, fields: Sequence[str], asked: int = 16) -> Example:
     """Facts in random order, so that each is found by its name and not by its place."""
-    values = list(facts(observation).items())
+    values = list(facts(observation, fields).items())
     chosen = [values[i] for i in rng.permutation(len(values))[:asked]]
     answer = "".join(f"{_fact_word(name)}{value}" for name, value in chosen)
-    return [{"role": "user", "content": FACTS_PROMPT + build_prompt(observation)}], answer, answer, 1.0
+    return [{"role": "user", "content": FACTS_PROMPT + build_prompt(observation, fields)}], answer, answer, 1.0
 
 
-def decision_example(observation: Observation, rng: np.random.Generator) -> Example:
-    """The decision under the prior, in either language."""
-    language: Language = "zh" if rng.random() < 0.1 else "en"
-    return build_messages(build_prompt(observation), language), ANSWERS["yes"], ANSWERS["no"], prior(observation)
+def decision_example(
+    observation: Observation, rng: np.random.Generator, forms: tuple[PromptForm, PromptForm]
+) -> Example:
+    """The decision under the prior, one in ten in the second form.
+
+    The answer that is read on is drawn by the prior, so that the model sees how either of them ends.
+    """
+    form = forms[rng.random() < 0.1]
+    extend = prior(observation)
+    if rng.random() < extend:
+        return ask(observation, form), ANSWERS["yes"], ANSWERS["no"], extend
+    return ask(observation, form), ANSWERS["no"], ANSWERS["yes"], 1 - extend
 
 
-def collate(tokenizer: Any, examples: list[Example]) -> dict[str, Any]:
+def collate(tokenizer: Any, examples: list[Example], silent: Container[int]) -> dict[str, Any]:
     """Token ids and targets, each of shape (examples, longest); ``other`` and ``weight`` soften the branch.
 
-    Target positions that teach nothing (the prompt, the names of facts, padding) hold ``IGNORED``.
+    Target positions that teach nothing (the prompt, padding, the tokens in ``silent``) hold ``IGNORED``.
     """
     import torch
 
     messages, answers, others, weights = zip(*examples, strict=True)
     prompts = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    silent = set(tokenizer.convert_tokens_to_ids(fact_words()))
 
     def encode(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -104,6 +119,8 @@ class Batches:
     def __init__(self, tokenizer: Any, config: BaseModelConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self.forms = forms_of(config)
+        self.silent = set(tokenizer.convert_tokens_to_ids(fact_words(config.prompt_fields)))
 
     def __len__(self) -> int:
         return self.config.fact_steps + self.config.decision_steps
@@ -115,8 +132,9 @@ class Batches:
         decisions = len(states) // 2 if step >= self.config.fact_steps else 0
         return collate(
             self.tokenizer,
-            [decision_example(state, rng) for state in states[:decisions]]
-            + [fact_example(state, rng) for state in states[decisions:]],
+            [decision_example(state, rng, self.forms) for state in states[:decisions]]
+            + [fact_example(state, rng, self.config.prompt_fields) for state in states[decisions:]],
+            self.silent,
         )
 
 
@@ -216,7 +234,7 @@ def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
     return -(share * (weight * first + (1 - weight) * second)).sum()
 
 
-def measure(model: Any, tokenizer: Any, states: list[Observation], *, seed: int) -> dict[str, Any]:
+def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseModelConfig) -> dict[str, Any]:
     """What the model can do on fresh states; every figure is a share in [0, 1].
 
     ``facts``: exactly right, by fact. ``prior_agreement``: generated decisions on the prior's side, also
@@ -224,14 +242,15 @@ def measure(model: Any, tokenizer: Any, states: list[Observation], *, seed: int)
     """
     import torch
 
-    rng = np.random.default_rng([seed, 1])
-    names = {tokenizer.convert_tokens_to_ids(_fact_word(name)): name for name in facts(states[0])}
+    rng = np.random.default_rng([config.seed, 1])
+    forms = forms_of(config)
+    names = {tokenizer.convert_tokens_to_ids(_fact_word(name)): name for name in facts(states[0], config.prompt_fields)}
     right: dict[str, list[bool]] = {name: [] for name in names.values()}
     agree, clear, strict = [], [], []
     for start in range(0, len(states), 128):
         part = states[start : start + 128]
-        batch = collate(tokenizer, [fact_example(state, rng) for state in part])
-        messages = [build_messages(build_prompt(state), "zh" if i % 10 == 9 else "en") for i, state in enumerate(part)]
+        batch = collate(tokenizer, [fact_example(state, rng, config.prompt_fields) for state in part], set(names))
+        messages = [ask(state, forms[i % 10 == 9]) for i, state in enumerate(part)]
         texts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompts = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         with torch.inference_mode():
@@ -267,13 +286,13 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     started = time.monotonic()
-    tokenizer = build_tokenizer(fact_words())
+    tokenizer = build_tokenizer(forms_of(config), fact_words(config.prompt_fields))
     model = build_model(config, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     train(model, tokenizer, config)
     minutes = (time.monotonic() - started) / 60
-    save_merged(model, tokenizer, folder, prompt_language="en")
+    save_merged(model, tokenizer, folder, form=forms_of(config)[0])
     states = draw_states(np.random.default_rng([config.seed, 0, 1]), config.evaluation_states)
-    measured = measure(model, tokenizer, states, seed=config.seed)
+    measured = measure(model, tokenizer, states, config)
     parameters = sum(weights.numel() for weights in model.parameters())
     write_manifest(folder, config.STAGE, config.to_dict(), parameters=parameters, minutes=round(minutes, 1), **measured)
     print(json.dumps({"parameters": parameters, **measured}, indent=1))

@@ -1,4 +1,4 @@
-"""Rule policies over observations, and the protocol that every policy keeps."""
+"""Rule policies over observations, the names of all baselines, and the protocol that every policy keeps."""
 
 from __future__ import annotations
 
@@ -47,6 +47,31 @@ def _delay_balance(observation: Observation) -> Action:
     return "yes" if served > 0 and served * red_s >= 0.8 * observation.extend_seconds * kept_waiting else "no"
 
 
+def _gap_out(observation: Observation) -> Action:
+    """Extend while a vehicle reaches the stop line within the extension, or nobody else is there."""
+    current, *others = observation.phases.values()
+    return "yes" if current.arriving or not any(m.queue + m.arriving for m in others) else "no"
+
+
+_SOTL_THRESHOLD_VEH_S = 20
+
+
+def _self_organising(observation: Observation) -> Action:
+    """Self-organising lights (Gershenson 2005): switch once enough waiting has gathered before the red lights.
+
+    The counter of a red light, vehicles times seconds, is the triangle under its queue: standing vehicles times the
+    first one's wait, halved. A green that serves nobody ends at once. Arriving vehicles are not cut off, however many
+    they are: cutting a platoon of three or more, as the original does, was worse (docs/experiments.md).
+    """
+    current, *others = observation.phases.values()
+    if not any(m.queue + m.arriving + m.approaching for m in others):
+        return "yes"
+    if not current.queue + current.arriving:
+        return "no"
+    counted = sum(m.queue * m.wait / 2 for m in others)
+    return "yes" if counted < _SOTL_THRESHOLD_VEH_S or current.arriving else "no"
+
+
 def _random(seed: int) -> Rule:
     def rule(observation: Observation) -> Action:
         random = Random(f"{seed}/{observation.junction_id}/{observation.time:g}")
@@ -58,10 +83,18 @@ def _random(seed: int) -> Rule:
 _RULES: dict[str, Callable[[int], Rule]] = {
     "max_pressure": lambda _: partial(keep_or_switch, measure=pressure),
     "queue_pressure": lambda _: partial(keep_or_switch, measure=queue_pressure),
+    "sotl": lambda _: _self_organising,
+    "gap_out": lambda _: _gap_out,
     "delay_balance": lambda _: _delay_balance,
     "random": _random,
 }
 RULE_POLICIES = tuple(_RULES)
+PROGRAM_POLICIES = ("fixed_time", "webster", "actuated", "actuated_delay")
+"""Policies that are signal programs, run by SUMO itself."""
+ROLLOUT = "rollout"
+"""Takes the better of both simulated futures: it knows what is to come, an upper bound."""
+BASELINES = (*PROGRAM_POLICIES, *RULE_POLICIES, ROLLOUT)
+"""Every policy that is not a language model."""
 
 
 class RulePolicy:

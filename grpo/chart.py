@@ -1,19 +1,22 @@
-"""The chart of an evaluation: mean delay by policy, and how one policy differs from the others."""
+"""The charts of an evaluation and a benchmark: mean delay by policy, and how one policy differs from the others."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
+from .baselines import BASELINES
 from .errors import OutputError
 from .records import EpisodeResult
-from .report import ALL, BASELINES, Summary, compared_policies, display_names, interval_text
+from .report import ALL, Summary, compared_policies, display_names, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MODEL_COLOUR, _BASELINE_COLOUR, _FAINT = "#c2410c", "#475569", "#94a3b8"
 _MOST_PANELS = 12
@@ -49,6 +52,41 @@ def draw_chart(path: Path, episodes: Sequence[EpisodeResult], summary: Sequence[
         _delay_panel(axis, f"{scenario} (dots: seeds)", entries, _delays(episodes, scenario), names)
     for axis in axes[panels:]:
         axis.set_visible(False)
+    _save(figure, path)
+
+
+def draw_parts(
+    path: Path, parts: Sequence[tuple[str, Sequence[str], Mapping[str, Summary]]], episodes: Sequence[EpisodeResult]
+) -> None:
+    """Draw mean delay by policy with its 95 % interval, a panel for each part; writes a PNG.
+
+    A part is its title, its scenarios and the summary of each policy on them. Dots are seeds where it has one
+    scenario, else scenarios.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = display_names(list(parts[0][2]))
+    columns = min(len(parts), 2)
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * len(names))), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis, (title, scenarios, entries) in zip(axes, parts, strict=False):
+        by_scenario = [_delays(episodes, scenario) for scenario in scenarios]
+        if len(scenarios) == 1:
+            _delay_panel(axis, f"{title} (dots: seeds)", list(entries.values()), by_scenario[0], names)
+            continue
+        means: dict[str, list[float | None]] = {policy: [] for policy in names}
+        for delays, policy in product(by_scenario, names):
+            means[policy] += [fmean(known)] if (known := [d for d in delays[policy] if d is not None]) else []
+        _delay_panel(axis, f"{title} (dots: networks)", list(entries.values()), means, names)
+    for axis in axes[len(parts) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
     try:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from .prompt_builder import DEFAULT_PARTIAL_REGEX
+from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptForm
 from .records import OUTCOME_TERMS
 from .settings import C, StageConfig, read_config
 
@@ -64,6 +64,10 @@ _HELD_OUT: Any = Field(
     "SFT and GRPO hold out the same ones for the same share and seed",
 )
 _LANGUAGE: Any = Field(default="en", description="language of the system prompt")
+_FIELDS: Any = Field(
+    default_factory=lambda: list(DEFAULT_FIELDS),
+    description=f"numbers that the model reads of each phase, from {', '.join(PHASE_FIELDS)}",
+)
 _OVERWRITE: Any = Field(
     default="stop",
     description="what to do where the output folder holds a finished run: "
@@ -105,10 +109,12 @@ class GRPOConfig(StageConfig):
         default=30, ge=1, le=3600, description="simulated seconds over which an action is judged"
     )
     rollout_policy: str = Field(
-        default="delay_balance", description="rule policy that drives every light after the action"
+        default="delay_balance",
+        description="who drives every light after the action: a rule, `pretrained` or a small model's folder",
     )
     behaviour_policy: str = Field(
-        default="delay_balance", description="rule policy that drives the run between decision points"
+        default="delay_balance",
+        description="who drives the run between decision points: a rule, or a small language model",
     )
     exploration: float = Field(default=0.25, ge=0, le=1, description="share of random actions in the behaviour")
     sample_fraction: float = Field(default=0.5, gt=0, le=1, description="share of decision points that become rows")
@@ -186,8 +192,14 @@ class BaseModelConfig(StageConfig):
     batch_size: int = Field(default=128, ge=2, multiple_of=2, description="random states in one step")
     learning_rate: float = Field(default=3e-3, gt=0, lt=1, description="peak learning rate of both parts")
     evaluation_states: int = Field(default=2048, ge=16, description="fresh states on which the result is measured")
+    prompt_fields: list[str] = _FIELDS
     seed: int = _SEED
     if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        _raise(PromptForm("en", tuple(self.prompt_fields)).problems())
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -206,15 +218,27 @@ class SFTDataConfig(StageConfig):
     labels: Literal["oracle", "max_pressure", "random"] = Field(
         default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"
     )
-    min_advantage: float = Field(
+    full_advantage: float = Field(
         default=0.0,
         ge=0,
-        description="rows whose actions differ by less than this cost teach no label and are left out",
+        description="training rows whose actions differ by less than this cost are drawn in proportion to the "
+        "difference; 0 takes every row",
     )
     validation_fraction: float = _HELD_OUT
     prompt_language: Literal["en", "zh"] = _LANGUAGE
+    prompt_fields: list[str] = _FIELDS
     seed: int = _SEED
     if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """How states are put to the model."""
+        return PromptForm(self.prompt_language, tuple(self.prompt_fields))
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        _raise(self.prompt_form.problems())
+        return self
 
 
 _BACKEND: Any = Field(
@@ -359,6 +383,7 @@ class GRPOTrainingConfig(StageConfig):
     validation_fraction: float = _HELD_OUT
     output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
     prompt_language: Literal["en", "zh"] = _LANGUAGE
+    prompt_fields: list[str] = _FIELDS
     lora_rank: int = _LORA_RANK
     lora_alpha: int = _LORA_ALPHA
     lora_target_modules: list[str] = _LORA_TARGETS
@@ -398,8 +423,13 @@ class GRPOTrainingConfig(StageConfig):
                 problems.append("format_regex: has no group; group 1 must match yes or no")
         if self.max_steps == 0:
             problems.append("max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs")
-        _raise(problems + _cost_weight_problems(self.cost_weights))
+        _raise(problems + self.prompt_form.problems() + _cost_weight_problems(self.cost_weights))
         return self
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """How states are put to the model."""
+        return PromptForm(self.prompt_language, tuple(self.prompt_fields))
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -415,8 +445,9 @@ class EvaluationConfig(StageConfig):
     policy: list[str] = Field(
         default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
         min_length=1,
-        description="fixed_time, actuated, a rule policy (max_pressure, queue_pressure, delay_balance, random), "
-        "or a model folder",
+        description="signal programs (fixed_time, webster, actuated, actuated_delay), rules (max_pressure, "
+        "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
+        "a shipped model (embedded, pretrained), or a model folder",
     )
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1, description="SUMO seeds of the episodes")
     output: str = Field(
@@ -441,6 +472,30 @@ class EvaluationConfig(StageConfig):
     def _cross_checks(self) -> Self:
         _raise(_green_problems(self.min_green, self.max_green, self.extend_seconds))
         return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BenchmarkConfig(EvaluationConfig):
+    """Settings of `grpo benchmark`: those of `grpo evaluate`, by default all baselines and the shipped model."""
+
+    STAGE: ClassVar[str] = "benchmark"
+    policy: list[str] = Field(
+        default_factory=lambda: [
+            *("fixed_time", "webster", "actuated", "actuated_delay", "max_pressure", "queue_pressure", "sotl"),
+            *("gap_out", "delay_balance", "pretrained", "rollout"),
+        ],
+        min_length=1,
+        description="policies as for `grpo evaluate`; each model is judged against the programs and rules among them",
+    )
+    seeds: list[int] = Field(
+        default_factory=lambda: list(range(1, 11)), min_length=1, description="SUMO seeds of the episodes"
+    )
+    output: str = Field(
+        default="results/benchmark", min_length=1, description="folder for the tables, the verdicts, the chart"
+    )
+    episode_timeout_seconds: float = Field(
+        default=7200.0, gt=0, description="an episode that takes longer is recorded as failed; rollout is slow"
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -14,8 +14,9 @@ from functools import partial
 from random import Random
 from typing import Any, Literal, Self
 
-from .baselines import Policy, RulePolicy, make_rule_policy
+from .baselines import Policy
 from .forks import BranchError, Forks, killed_if_hanging
+from .language_policy import light_policy
 from .records import ACTIONS, Action, Observation, Outcome
 from .sumo_interface import Measurement, TrafficSimulation
 
@@ -33,9 +34,9 @@ class Horizon:
     num_futures: int = 1
     branch_timeout_s: float = 120.0
 
-    def policy(self) -> RulePolicy:
-        """The rollout policy, as new: a branch depends on nothing but its instant."""
-        return make_rule_policy(self.rollout_policy, seed=0)
+    def policy(self) -> Policy:
+        """The rollout policy; what it does depends on what it is shown alone."""
+        return light_policy(self.rollout_policy, seed=0)
 
     def edges(self, simulation: TrafficSimulation, junction_id: str) -> frozenset[str] | None:
         """Where the outcome of a light is measured; ``None`` is the whole network."""

@@ -16,13 +16,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .baselines import make_rule_policy
 from .config import GRPOConfig
 from .console import progress_bar
 from .errors import DataError, GrpoError, SimulatorCrash, UnreliableError
 from .files import MANIFEST, claim_output, write_json_list, write_manifest
 from .forks import CHEAP_FORKS
 from .labelling import Part, Task, check_failure_rate, label_run, replay_run, salvage_run
+from .language_policy import light_policy
 from .scenario import find_scenarios, unique_names
 from .settings import parse_config
 from .workers import run_isolated, usable_workers
@@ -37,8 +37,8 @@ _ATTEMPTS = 2
 
 def generate(config: GRPOConfig) -> int:
     """Make the dataset of ``config``; returns the number of rows. Raises :class:`GrpoError`."""
-    make_rule_policy(config.rollout_policy, seed=0)
-    make_rule_policy(config.behaviour_policy, seed=0)
+    light_policy(config.rollout_policy, seed=0)
+    light_policy(config.behaviour_policy, seed=0)
     names = unique_names(find_scenarios(config.scenarios))
     output = Path(config.output_dir)
     every_task = [

@@ -19,9 +19,10 @@ HALTING_SPEED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LaneGraph:
-    """Lanes of the network: lengths (m) and connections."""
+    """Lanes of the network: lengths (m), speed limits (m/s) and connections."""
 
     length: Mapping[str, float]
+    limit: Mapping[str, float]
     behind: Mapping[str, Sequence[str]]
     """Lanes that a lane leads to."""
     before: Mapping[str, Sequence[str]]
@@ -66,6 +67,10 @@ class LaneBefore(NamedTuple):
     """Metres from the beginning of the lane to the stop line."""
     phases: tuple[tuple[int, tuple[int, ...]], ...]
     """The phases it belongs to, each with the incoming lanes that it feeds, as positions in ``incoming``."""
+    rolling_below: float
+    """Half the speed limit, m/s."""
+    exclusive: bool
+    """Whether one phase alone serves it."""
 
 
 class LaneBehind(NamedTuple):
@@ -83,6 +88,8 @@ class DetectionArea:
     """The lanes one light must read, phase by phase (in the plan's cycle order) and lane by lane."""
 
     phases: tuple[PhaseArea, ...]
+    yielding: tuple[int, ...]
+    """Movements of each phase that must give way."""
     lanes: tuple[str, ...]
     before: tuple[LaneBefore, ...]
     behind: tuple[LaneBehind, ...]
@@ -123,6 +130,7 @@ def detection_area(
         areas.append(PhaseArea(incoming, upstream, by_lane, downstream))
     return DetectionArea(
         phases=tuple(areas),
+        yielding=tuple(green.state.count("g") for green in plan.greens),
         lanes=tuple(dict.fromkeys(lane for area in areas for lane in (*area.upstream, *area.downstream))),
         before=tuple(_lanes_before(areas, graph)),
         behind=tuple(_lanes_behind(areas, graph)),
@@ -136,7 +144,8 @@ def _lanes_before(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[Lane
             for number, area in enumerate(areas)
             if area.upstream.get(lane) == offset
         )
-        yield LaneBefore(lane, offset + graph.length[lane], phases)
+        exclusive = sum(lane in area.upstream for area in areas) == 1
+        yield LaneBefore(lane, offset + graph.length[lane], phases, graph.limit[lane] / 2, exclusive)
 
 
 def _lanes_behind(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[LaneBehind]:
@@ -157,52 +166,68 @@ def measure_phases(
 
     Phases share most of their lanes, so each lane is counted once and its count added to each of its phases.
     """
-    count = len(area.phases)
-    queue, arriving, approaching, downstream = [0] * count, [0] * count, [0] * count, [0] * count
-    wait = [0.0] * count
+    sums = [dict.fromkeys(_SUMMED, 0) for _ in area.phases]
+    wait = [0.0] * len(area.phases)
     lane_queue = [[0] * len(phase.incoming) for phase in area.phases]
-    for lane, to_line, phases in area.before:
-        if lane in occupied:
-            halting, soon, later, stood = _count_before(occupied[lane], to_line, vehicles, distance, extend_seconds)
-            for phase, fed in phases:
-                arriving[phase] += soon
-                approaching[phase] += later
-                if halting:
-                    queue[phase] += halting
-                    if stood > wait[phase]:
-                        wait[phase] = stood
-                    for row in fed:
-                        lane_queue[phase][row] += halting
-    for lane, offset, length, served in area.behind:
-        if lane in occupied:
-            seen = _count_behind(occupied[lane], offset, length, vehicles, distance)
-            for phase in served:
-                downstream[phase] += seen
+    for before in area.before:
+        if before.lane not in occupied:
+            continue
+        seen = _count_before(occupied[before.lane], before, vehicles, distance, extend_seconds)
+        for phase, fed in before.phases:
+            total = sums[phase]
+            total["queue"] += seen.halting
+            total["arriving"] += seen.arriving
+            total["approaching"] += seen.approaching
+            total["soon"] += seen.soon
+            total["rolling"] += seen.rolling
+            if before.exclusive:
+                total["exclusive"] += seen.halting + seen.arriving + seen.approaching
+            if seen.halting:
+                wait[phase] = max(wait[phase], seen.wait)
+                for row in fed:
+                    lane_queue[phase][row] += seen.halting
+    for behind in area.behind:
+        if behind.lane in occupied:
+            present, standing = _count_behind(occupied[behind.lane], behind, vehicles, distance)
+            for phase in behind.phases:
+                sums[phase]["downstream"] += present
+                sums[phase]["downstream_queue"] += standing
     return [
         PhaseMetrics(
-            lanes=len(lane_queue[k]),
-            queue=queue[k],
-            max_lane_queue=max(lane_queue[k]) if queue[k] else 0,
-            arriving=arriving[k],
-            approaching=approaching[k],
-            wait=int(wait[k]),
-            downstream=downstream[k],
+            lanes=len(lanes),
+            max_lane_queue=max(lanes, default=0),
+            wait=int(waited),
+            yielding=yielding,
+            **total,
         )
-        for k in range(count)
+        for lanes, waited, yielding, total in zip(lane_queue, wait, area.yielding, sums, strict=True)
     ]
 
 
+_SUMMED = ("queue", "arriving", "approaching", "soon", "rolling", "exclusive", "downstream", "downstream_queue")
+
+
+class _Seen(NamedTuple):
+    """What is on one lane before the stop line; ``wait`` in seconds, the rest in vehicles."""
+
+    halting: int
+    arriving: int
+    approaching: int
+    soon: int
+    rolling: int
+    wait: float
+
+
 def _count_before(
-    names: Sequence[str], to_line: float, vehicles: VehicleReader, distance: float, extend_seconds: int
-) -> tuple[int, int, int, float]:
-    """Halting, arriving and approaching vehicles of one lane, and how long the longest has been standing."""
-    halting = arriving = approaching = 0
+    names: Sequence[str], before: LaneBefore, vehicles: VehicleReader, distance: float, extend_seconds: int
+) -> _Seen:
+    halting = arriving = approaching = soon = rolling = 0
     wait = 0.0
-    all_in_range = to_line <= distance
+    all_in_range = before.to_line <= distance
     for name in names:
         speed = vehicles.getSpeed(name)
         if speed >= HALTING_SPEED or not all_in_range:  # the position of one that stands in range does not matter
-            gap = to_line - vehicles.getLanePosition(name)
+            gap = before.to_line - vehicles.getLanePosition(name)
             if gap > distance:
                 continue
         if speed < HALTING_SPEED:
@@ -210,14 +235,20 @@ def _count_before(
             stood = vehicles.getWaitingTime(name)
             if stood > wait:
                 wait = stood
-        elif gap <= speed * extend_seconds:
+            continue
+        if gap <= speed * extend_seconds:
             arriving += 1
         else:
             approaching += 1
-    return halting, arriving, approaching, wait
+            soon += gap <= 2 * speed * extend_seconds
+        rolling += speed < before.rolling_below
+    return _Seen(halting, arriving, approaching, soon, rolling, wait)
 
 
-def _count_behind(names: Sequence[str], offset: float, length: float, vehicles: VehicleReader, distance: float) -> int:
-    if offset + length <= distance:
-        return len(names)
-    return len([name for name in names if offset + vehicles.getLanePosition(name) <= distance])
+def _count_behind(
+    names: Sequence[str], behind: LaneBehind, vehicles: VehicleReader, distance: float
+) -> tuple[int, int]:
+    """Vehicles of one lane behind the junction, and those of them that stand."""
+    if behind.offset + behind.length > distance:
+        names = [name for name in names if behind.offset + vehicles.getLanePosition(name) <= distance]
+    return len(names), sum(vehicles.getSpeed(name) < HALTING_SPEED for name in names)

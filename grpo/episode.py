@@ -4,23 +4,32 @@ SUMO's choices can depend on where its objects lie in memory, so a second simula
 beside a loaded model, is not exactly the first (seen: 43.0 s and 44.1 s of mean delay for one seed). Started
 alone in a fresh process it is the same every time and for every policy, and a crash in it leaves the policy's
 process, with its loaded model, as it was.
+
+The ``rollout`` policy needs the simulation itself and so decides in its process: at every decision both actions are
+simulated from the present instant, random future included, and the better one is taken. It knows what no junction
+can know and is an upper bound, not a rival.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from .baselines import Policy
-from .errors import GrpoError, ScenarioError
+from .counterfactual import Counterfactuals, Horizon
+from .errors import GrpoError, ScenarioError, SimulatorCrash
+from .forks import CHEAP_FORKS, BranchError
+from .records import Action, Observation, advantage_of_extending, best_of, mean_outcomes
 from .sumo_interface import ProgramKind, SignalSettings, TrafficSimulation
 from .tripinfo import TripMeasures, output_arguments, read_measures
 
@@ -35,6 +44,8 @@ class Episode:
     settings: SignalSettings
     time_to_teleport: int
     """Seconds; -1 is never."""
+    search: Horizon | None = None
+    """Decide by the better of both simulated futures, judged over this horizon; no policy is asked then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +65,14 @@ def run_episode(episode: Episode, policy: Policy | None, *, timeout_s: float) ->
     """
     deadline = time.monotonic() + timeout_s
     # The hash seed is fixed and the import path is ours: nothing of the caller's state reaches the simulation.
-    environment = os.environ | {
-        "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
+    environment = (
+        os.environ
+        | (CHEAP_FORKS if episode.search else {})
+        | {
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
+    )
     with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
         ours, theirs = Pipe()
         with ours, (Path(folder) / "stderr.txt").open("w+", encoding="utf-8", errors="replace") as said:
@@ -98,6 +113,11 @@ def _serve(connection: Connection, policy: Policy | None, deadline: float, timeo
             raise ScenarioError(content)
         if kind == "measures":
             return Drive(content, decisions, batch_ms)
+        if kind == "decided":
+            count, milliseconds = content
+            decisions += count
+            batch_ms.append(milliseconds)
+            continue
         start = time.perf_counter()
         answers = policy.decide(content) if policy is not None else []
         batch_ms.append(1000.0 * (time.perf_counter() - start))
@@ -126,15 +146,68 @@ def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
         settings=episode.settings,
         extra_args=arguments,
     ) as simulation:
+        if episode.search:
+            _keep_from_branches(folder)
         while not simulation.finished:
             if connection.poll():  # nothing is ever sent unasked: the caller is gone
                 raise SystemExit(1)
             if due := simulation.due():
-                connection.send(("due", due))
-                for observation, action in zip(due, connection.recv(), strict=True):
+                if episode.search:
+                    start = time.perf_counter()
+                    actions = better_actions(simulation, due, episode.search)
+                    connection.send(("decided", (len(due), 1000.0 * (time.perf_counter() - start))))
+                else:
+                    connection.send(("due", due))
+                    actions = connection.recv()
+                for observation, action in zip(due, actions, strict=True):
                     simulation.apply(observation.junction_id, action)
             simulation.step()
     return read_measures(folder)
+
+
+def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], horizon: Horizon) -> list[Action]:
+    """For each due light the action with less delay over the horizon, the others following the rollout policy.
+
+    The simulation stays put. Raises :class:`SimulatorCrash` where a branch failed.
+    """
+    rollout = horizon.policy().decide(list(due))
+    lights = [observation.junction_id for observation in due]
+    with Counterfactuals(simulation, horizon) as engine:
+        engine.ask(
+            due,
+            dict(zip(lights, lights, strict=True)),
+            {light: decision.action for light, decision in zip(lights, rollout, strict=True)},
+        )
+        futures = dict(engine.finish())
+    actions = []
+    for light in lights:
+        found = futures[light]
+        if isinstance(found, BranchError):
+            raise SimulatorCrash(f"{simulation.sumocfg}: a simulated future at {simulation.time:g} s {found}")
+        actions.append(best_of(advantage_of_extending(mean_outcomes(found), {"delay_veh_s": 1.0})))
+    return actions
+
+
+def _keep_from_branches(folder: Path) -> None:
+    """Let every forked copy of this process write SUMO's output files of ``folder`` to nowhere.
+
+    A branch inherits SUMO's open files with what is not written yet; a buffer that runs full there would be
+    written into this process's own files.
+    """
+    files = {(status.st_dev, status.st_ino) for status in map(Path.stat, folder.glob("*.xml"))}
+    outputs = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the descriptor of this very listing
+            status = os.fstat(int(name))
+            if (status.st_dev, status.st_ino) in files:
+                outputs.append(int(name))
+
+    def silence() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in outputs:
+            os.dup2(nowhere, descriptor)
+
+    os.register_at_fork(after_in_child=silence)
 
 
 def _child(descriptor: int) -> None:

@@ -12,28 +12,36 @@ import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from .baselines import RULE_POLICIES, Policy, make_rule_policy
+from .baselines import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .config import EvaluationConfig
 from .console import progress_bar
+from .counterfactual import Horizon
 from .episode import Drive, Episode, run_episode
 from .errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
 from .files import claim_output, write_json, write_manifest
-from .model import EMBEDDED, is_local, resolve_model
+from .model_folder import SHIPPED, is_local, resolve_model
 from .records import EpisodeResult
-from .report import BASELINES, MEASURES, Summary, print_report, summarise, write_csv
+from .report import MEASURES, Summary, print_report, summarise, write_csv
 from .scenario import find_scenarios, unique_names
 from .settings import parse_config
 from .sumo_interface import ProgramKind, SignalSettings
 from .workers import WorkerDied, run_isolated
 
-_PROGRAMS: dict[str, ProgramKind] = {"fixed_time": "own", "actuated": "actuated"}
+_PROGRAMS: dict[str, ProgramKind] = {
+    "fixed_time": "own",
+    "webster": "webster",
+    "actuated": "actuated",
+    "actuated_delay": "actuated_delay",
+}
+_SEARCH = Horizon(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
+"""How ``rollout`` judges an action; chosen on generated validation scenarios (docs/experiments.md)."""
 _KEPT = "episodes.jsonl"
 _LOADING_S = 300.0
 """Real time that a worker may take, over that of the episode, to load a model."""
@@ -42,12 +50,16 @@ Task = tuple[str, str, int]
 """Policy, scenario, seed."""
 
 
-def evaluate(config: EvaluationConfig) -> tuple[list[EpisodeResult], list[Summary]]:
+Results = tuple[list[EpisodeResult], list[Summary]]
+
+
+def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | None = None) -> Results:
     """Run every episode of ``config`` and write the results; returns the episodes and their summary.
 
     Episodes come in the order scenario, policy, seed. One that fails is recorded with its ``error`` and costs only
-    itself. Raises :class:`GrpoError` before anything is written for a policy or scenario that does not exist, and
-    where every episode failed.
+    itself. ``write`` adds files of its own to the output folder before that is marked finished. Raises
+    :class:`GrpoError` before anything is written for a policy or scenario that does not exist, and where every
+    episode failed.
     """
     policies = list(dict.fromkeys(config.policy))
     inputs = {policy: _fingerprint(policy) for policy in policies if policy not in BASELINES}
@@ -74,6 +86,8 @@ def evaluate(config: EvaluationConfig) -> tuple[list[EpisodeResult], list[Summar
         raise ScenarioError(f"every episode failed; {first.policy} on {first.scenario}: {first.error}")
     summary = summarise(episodes, seed=config.seed)
     _write_results(output, episodes, summary)
+    if write is not None:
+        write(output, (episodes, summary))
     write_manifest(output, config.STAGE, config.to_dict(), inputs=inputs, episodes=len(episodes), failed=len(failed))
     (output / _KEPT).unlink()
     return episodes, summary
@@ -97,6 +111,7 @@ def _run_missing(
             calls,
             max_workers=config.max_workers,
             timeout_s=config.episode_timeout_seconds + _LOADING_S,
+            environment={"OPENBLAS_NUM_THREADS": "1"},  # the workers' threads would wait for each other
         )
         for index, value, error in finished:
             task = missing[index]
@@ -118,11 +133,11 @@ def _play(config: EvaluationConfig, task: Task, sumocfg: Path) -> EpisodeResult:
     policy: Policy | None = None
     if name in RULE_POLICIES:
         policy = make_rule_policy(name, seed=Random(f"{config.seed}/{scenario}/{seed}").getrandbits(32))
-    elif program == "controlled":
+    elif program == "controlled" and name != ROLLOUT:
         policy = _language_model(name)
     fallbacks = getattr(policy, "fallbacks", 0)
     drive = run_episode(
-        Episode(sumocfg, seed, program, settings, config.time_to_teleport),
+        Episode(sumocfg, seed, program, settings, config.time_to_teleport, search=_SEARCH if name == ROLLOUT else None),
         policy,
         timeout_s=config.episode_timeout_seconds,
     )
@@ -174,9 +189,9 @@ def _failure(task: Task, error: BaseException) -> EpisodeResult:
 
 def _fingerprint(policy: str) -> str:
     """What a model's folder holds, as a digest; raises where the policy is none that there is."""
-    if policy != EMBEDDED and "/" not in policy and not Path(policy).exists():
-        near = difflib.get_close_matches(policy, (*BASELINES, EMBEDDED), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"give {', '.join(BASELINES)}, {EMBEDDED} or a model folder"
+    if policy not in SHIPPED and "/" not in policy and not Path(policy).exists():
+        near = difflib.get_close_matches(policy, (*BASELINES, *SHIPPED), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"give {', '.join((*BASELINES, *SHIPPED))} or a model folder"
         raise ConfigError([f"policy: no policy '{policy}'; {hint}"])
     model = resolve_model(policy, made_by="grpo train")
     if not is_local(model):
@@ -239,14 +254,17 @@ def main(argv: list[str] | None = None) -> int:
 
     # Off a terminal rich takes 80 columns and would cut the tables.
     print_report(Console() if sys.stdout.isatty() else Console(width=160), summary)
-    for episode in episodes:
-        if episode.error is not None:
-            print(
-                f"failed: {episode.policy} on {episode.scenario}, seed {episode.seed}: {episode.error}",
-                file=sys.stderr,
-            )
+    print_failures(episodes)
     print(f"results in {config.output}: evaluation.json, evaluation.csv, evaluation.png", file=sys.stderr)
     return 0
+
+
+def print_failures(episodes: Iterable[EpisodeResult]) -> None:
+    """One line on stderr for each episode that failed."""
+    for episode in episodes:
+        if episode.error is not None:
+            where = f"{episode.policy} on {episode.scenario}, seed {episode.seed}"
+            print(f"failed: {where}: {episode.error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .baselines import make_rule_policy
 from .config import GRPOConfig
 from .counterfactual import Counterfactuals, Futures, Horizon
 from .errors import OutputError, UnreliableError
 from .files import write_json, write_text
 from .forks import BranchError
+from .language_policy import light_policy
 from .prompt_builder import build_prompt
 from .records import (
     Action,
@@ -136,7 +136,7 @@ def _drive(
     journal: _Journal,
 ) -> None:
     random = Random(f"{config.seed}/{task.name}/{task.seed}")
-    behaviour = make_rule_policy(config.behaviour_policy, seed=random.getrandbits(32))
+    behaviour = light_policy(config.behaviour_policy, seed=random.getrandbits(32))
     observed: dict[int, Observation] = {}
     points = 0
 
@@ -194,6 +194,7 @@ def _row(config: GRPOConfig, task: Task, observation: Observation, label: Future
         min_green=observation.min_green,
         max_green=observation.max_green,
         extend_seconds=observation.extend_seconds,
+        transition_seconds=observation.transition_seconds,
         can_extend=observation.green_elapsed + observation.extend_seconds <= observation.max_green,
         phase_metrics=observation.phases,
         prompt=build_prompt(observation),

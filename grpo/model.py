@@ -11,34 +11,23 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from .checkpoints import disk_errors
 from .errors import ConfigError, ModelError
-from .files import write_json
-from .prompt_builder import Language
+from .model_folder import SHIPPED, is_local, resolve_model, write_card
+from .prompt_builder import PromptForm
 from .tokenizer_check import check_round_trip, check_tokenizer_file
 
 if TYPE_CHECKING:
     from .config import GRPOTrainingConfig, SFTTrainingConfig
 
 Backend = Literal["unsloth", "transformers"]
-
-EMBEDDED = "embedded"
-"""The ``model_path`` that means the base model shipped in the package."""
-
-CARD = "scu_tsc.json"
-"""File in a model's folder that says what the model was trained for."""
-
-_EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded_model"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_LOCAL_PREFIXES = ("model/", "models/", "data/", "results/")
 
 _COMPILED = Path.home() / ".cache" / "scu_tsc" / "unsloth"
 """Where Unsloth writes the trainers that it generates; left to itself it leaves a folder wherever a run is started."""
@@ -47,37 +36,6 @@ _SMALL = 50_000_000
 """Below so many parameters a model gains nothing from 16-bit arithmetic, and its answers suffer from it."""
 
 log = logging.getLogger(__name__)
-
-
-def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
-    """Turn ``embedded``, a folder or a hub id into what the loaders take; raises :class:`ModelError`.
-
-    ``org/name`` is a hub id unless it can be a folder: it exists, its first part is a folder here, or it starts
-    with one of the project's own output folders (``model/``, ...). ``made_by`` is the command that makes the
-    folder, for the message where it is absent.
-    """
-    if model_path == EMBEDDED:
-        if not (_EMBEDDED_FOLDER / "config.json").is_file():
-            raise ModelError(f"{_EMBEDDED_FOLDER}: the shipped model is missing; rebuild it with `grpo base-model`")
-        return str(_EMBEDDED_FOLDER)
-    path = Path(model_path).expanduser()
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            hint = f"finish `{made_by}`" if made_by else "give the folder of a saved model"
-            raise ModelError(f"{path}: holds neither config.json nor adapter_config.json; {hint}")
-        return str(path)
-    if path.exists():
-        raise ModelError(f"{path}: is a file; give the folder of a saved model")
-    local = model_path.startswith(_LOCAL_PREFIXES) or Path(model_path.split("/")[0]).is_dir()
-    if _HUB_ID.fullmatch(model_path) and not local:
-        return model_path
-    hint = f"make it with `{made_by}`, or give" if made_by else "give"
-    raise ModelError(f"{path}: no such model folder; {hint} another folder, a hub id (org/name) or `{EMBEDDED}`")
-
-
-def is_local(model: str) -> bool:
-    """Whether a resolved model is a folder and not a hub id."""
-    return Path(model).is_dir()
 
 
 def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: str) -> Backend:
@@ -198,7 +156,7 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
     return model, tokenizer
 
 
-def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, prompt_language: Language) -> None:
+def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptForm) -> None:
     """Save ``model`` with its adapters merged, and ``tokenizer``, for plain transformers; ``model`` stays as it is.
 
     The files are written into a folder beside their place and then moved, ``config.json`` last: a killed save
@@ -214,27 +172,13 @@ def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, prompt_langua
             part.mkdir(parents=True)
             plain.save_pretrained(part, state_dict=state)
             tokenizer.save_pretrained(part)
-            write_json(part / CARD, {"prompt_language": prompt_language})
+            write_card(part, form)
             check_round_trip(tokenizer, part)
             (folder / "config.json").unlink(missing_ok=True)
             for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
                 os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def prompt_language_of(folder: str | Path) -> Language:
-    """Language of the system prompt that the model in ``folder`` was trained with; ``en`` where nothing says."""
-    path = Path(folder) / CARD
-    if not path.is_file():
-        return "en"
-    try:
-        language = json.loads(path.read_text(encoding="utf-8"))["prompt_language"]
-    except (OSError, ValueError, KeyError, TypeError):
-        language = None
-    if language not in get_args(Language):
-        raise ModelError(f"{path}: names no prompt_language of {', '.join(get_args(Language))}; save the model again")
-    return language
 
 
 # Loading
@@ -412,7 +356,7 @@ def _one_line_errors(source: str) -> Any:
         if not is_local(source):
             raise ModelError(
                 f"{source}: cannot be fetched from the hub ({_first_line(error)}); check the name and the network, "
-                f"or give a local folder or `{EMBEDDED}`"
+                f"or give a local folder or one of {', '.join(SHIPPED)}"
             ) from None
         raise ModelError(f"{source}: cannot be loaded ({_first_line(error)}); save or make the model again") from None
 

@@ -8,25 +8,66 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from .records import Action, Observation
 
 Language = Literal["en", "zh"]
 
-SYSTEM_PROMPT: dict[Language, str] = {
+PHASE_FIELDS: dict[str, dict[Language, str]] = {
+    "lanes": {"en": "incoming lanes it serves", "zh": "该相位放行的进口车道数"},
+    "queue": {"en": "standing vehicles on them", "zh": "这些车道上停着的车辆数"},
+    "max_lane_queue": {"en": "standing vehicles on the fullest lane", "zh": "其中最长一条车道上停着的车辆数"},
+    "rolling": {
+        "en": "moving vehicles slower than half the speed limit",
+        "zh": "速度低于限速一半的行驶车辆数",
+    },
+    "arriving": {
+        "en": "moving vehicles that reach the stop line within extend_seconds",
+        "zh": "在 extend_seconds 秒内到达停车线的行驶车辆数",
+    },
+    "soon": {
+        "en": "those that reach it within the extend_seconds after that",
+        "zh": "在其后 extend_seconds 秒内到达停车线的车辆数",
+    },
+    "approaching": {"en": "all moving vehicles in sight but the arriving", "zh": "检测范围内其余行驶车辆数"},
+    "exclusive": {
+        "en": "vehicles in sight on lanes that no other phase serves",
+        "zh": "只由该相位放行的车道上的车辆数",
+    },
+    "wait": {"en": "seconds the longest-standing vehicle has stood", "zh": "停得最久的车辆已停的秒数"},
+    "downstream": {"en": "vehicles on the lanes behind the junction", "zh": "路口之后车道上的车辆数"},
+    "downstream_queue": {"en": "those of them that stand", "zh": "路口之后车道上停着的车辆数"},
+    "yielding": {"en": "movements that must give way", "zh": "需要让行的流向数"},
+}
+"""What each number of a phase means, by the name of its :class:`PhaseMetrics` field."""
+
+DEFAULT_FIELDS = (
+    "lanes",
+    "queue",
+    "rolling",
+    "arriving",
+    "soon",
+    "approaching",
+    "exclusive",
+    "wait",
+    "downstream_queue",
+    "yielding",
+)
+"""What a model reads of each phase unless it was taught otherwise; chosen by experiment (docs/experiments.md)."""
+
+_INSTRUCTION: dict[Language, str] = {
     "en": (
         "You control one traffic light. The JSON below describes its junction at a moment when the current "
         "green may be kept or ended.\n"
         "crossing_id: the junction. as_of: simulated time in seconds. phase_order: the green phases in the fixed "
         "order in which they follow each other; none can be skipped.\n"
         "state.current_phase_id: the phase that is green now. green_elapsed, min_green, max_green: how long it has "
-        "been green and its limits, in seconds.\n"
-        "state.phase_metrics_by_id: for each phase, starting with the current one, lanes: incoming lanes it serves; "
-        "queue: standing vehicles on them; max_lane_queue: standing vehicles on the fullest lane; arriving: moving "
-        "vehicles that reach the stop line within extend_seconds; approaching: other moving vehicles in sight; "
-        "wait: seconds the longest-standing vehicle has stood; downstream: vehicles on the lanes behind the junction.\n"
+        "been green and its limits, in seconds. transition_seconds: yellow and all-red before the next green.\n"
+        "state.phase_metrics_by_id: for each phase, starting with the current one, FIELDS.\n"
         "Decide what keeps the total delay of all vehicles low. Keeping the green lasts extend_seconds; ending it "
         "leads through yellow to the next phase of phase_order.\n"
         'Answer with exactly one JSON object and nothing else: {"extend": "yes"} keeps the current green, '
@@ -36,18 +77,48 @@ SYSTEM_PROMPT: dict[Language, str] = {
         "你控制一个路口的信号灯。下面的 JSON 描述了该路口在可以延长或结束当前绿灯的时刻的状态。\n"
         "crossing_id:路口编号。as_of:仿真时间(秒)。phase_order:绿灯相位的固定轮转顺序,不能跳过任何相位。\n"
         "state.current_phase_id:当前为绿灯的相位。green_elapsed、min_green、max_green:该相位已亮绿灯的时间"
-        "及其下限和上限(秒)。\n"
-        "state.phase_metrics_by_id:从当前相位开始逐个给出各相位的数据。lanes:该相位放行的进口车道数;"
-        "queue:这些车道上停着的车辆数;max_lane_queue:其中最长一条车道上停着的车辆数;"
-        "arriving:在 extend_seconds 秒内到达停车线的行驶车辆数;approaching:检测范围内其余行驶车辆数;"
-        "wait:停得最久的车辆已停的秒数;downstream:路口之后车道上的车辆数。\n"
+        "及其下限和上限(秒)。transition_seconds:到下一绿灯之前的黄灯和全红时间(秒)。\n"
+        "state.phase_metrics_by_id:从当前相位开始逐个给出各相位的数据。FIELDS。\n"
         "请作出使所有车辆总延误最小的决定。"
         "延长会使绿灯再保持 extend_seconds 秒;结束则经黄灯进入 phase_order 中的下一相位。\n"
         "只回答一个 JSON 对象,不要有任何其他内容:"
         '{"extend": "yes"} 表示延长当前绿灯,{"extend": "no"} 表示结束当前绿灯。\n'
     ),
 }
-"""The instruction before the input JSON, by language. The one copy of it in the project."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptForm:
+    """How a state is put to a model: the language of the instruction, and the numbers given of each phase.
+
+    A model is taught one form and is asked in no other.
+    """
+
+    language: Language = "en"
+    fields: tuple[str, ...] = DEFAULT_FIELDS
+
+    def problems(self) -> list[str]:
+        """What is wrong with it, one line for each problem."""
+        problems = []
+        if self.language not in _INSTRUCTION:
+            problems.append(f"prompt_language: no '{self.language}'; the languages are {', '.join(_INSTRUCTION)}")
+        unknown = [name for name in self.fields if name not in PHASE_FIELDS]
+        if unknown or not self.fields or len(set(self.fields)) < len(self.fields):
+            seen = f"unknown {', '.join(unknown)}" if unknown else "empty, or one field twice"
+            problems.append(f"prompt_fields: {seen}; choose from {', '.join(PHASE_FIELDS)}")
+        return problems
+
+
+DEFAULT_FORM = PromptForm()
+
+
+@cache
+def system_prompt(form: PromptForm = DEFAULT_FORM) -> str:
+    """The instruction before the input JSON. The one copy of it in the project."""
+    colon, between = (": ", "; ") if form.language == "en" else (":", ";")
+    meanings = between.join(f"{name}{colon}{PHASE_FIELDS[name][form.language]}" for name in form.fields)
+    return _INSTRUCTION[form.language].replace("FIELDS", meanings)
+
 
 ANSWERS: dict[Action, str] = {"yes": '{"extend": "yes"}', "no": '{"extend": "no"}'}
 """The exact answer for each action: what SFT teaches and what decisions are scored on."""
@@ -56,14 +127,17 @@ DEFAULT_PARTIAL_REGEX = r"""(?i)["']?extend["']?\s*[:=]\s*["']?(yes|no)\b"""
 """Finds a decision in an answer that is not exactly the object; group 1 is the action."""
 
 
-def build_prompt(observation: Observation) -> str:
+def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELDS) -> str:
     """The input JSON: compact, keys in a fixed order, phases starting with the current one."""
     state = {
         "current_phase_id": observation.current_phase_id,
         "green_elapsed": observation.green_elapsed,
         "min_green": observation.min_green,
         "max_green": observation.max_green,
-        "phase_metrics_by_id": {name: asdict(metrics) for name, metrics in observation.phases.items()},
+        "transition_seconds": observation.transition_seconds,
+        "phase_metrics_by_id": {
+            phase: {name: getattr(metrics, name) for name in fields} for phase, metrics in observation.phases.items()
+        },
     }
     document = {
         "crossing_id": observation.junction_id,
@@ -75,9 +149,28 @@ def build_prompt(observation: Observation) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def build_messages(prompt: str, language: Language) -> list[dict[str, str]]:
-    """The conversation that a model is given for one input JSON."""
-    return [{"role": "user", "content": SYSTEM_PROMPT[language] + prompt}]
+def build_messages(prompt: str, form: PromptForm = DEFAULT_FORM) -> list[dict[str, str]]:
+    """The conversation that a model is given for one input JSON, which must hold the numbers of ``form``."""
+    return [{"role": "user", "content": system_prompt(form) + prompt}]
+
+
+def ask(observation: Observation, form: PromptForm = DEFAULT_FORM) -> list[dict[str, str]]:
+    """The conversation that a model is given for one observation."""
+    return build_messages(build_prompt(observation, form.fields), form)
+
+
+def form_of(content: str) -> PromptForm | None:
+    """The form of a message that :func:`ask` made; ``None`` for any other text."""
+    try:
+        metrics = json.loads(content.rsplit("\n", 1)[-1])["state"]["phase_metrics_by_id"]
+        fields = tuple(next(iter(metrics.values())))
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
+    for language in _INSTRUCTION:
+        form = PromptForm(language, fields)
+        if not form.problems() and content.startswith(system_prompt(form)):
+            return form
+    return None
 
 
 @dataclass(frozen=True, slots=True)

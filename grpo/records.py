@@ -38,6 +38,16 @@ class PhaseMetrics:
     """Seconds for which the longest-waiting of the halting vehicles has stood."""
     downstream: int
     """Vehicles on the lanes that the phase leads to, within the same range behind the junction."""
+    soon: int
+    """Of the approaching vehicles those that reach the stop line within twice ``extend_seconds``."""
+    rolling: int
+    """Of the moving vehicles those slower than half their lane's limit: a queue that is discharging or building up."""
+    exclusive: int
+    """Of all vehicles within range those on lanes that no other phase serves."""
+    downstream_queue: int
+    """Of the vehicles behind the junction those that stand: spillback begins there."""
+    yielding: int
+    """Movements that must give way while the phase is green: a property of the program, not of the traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class Observation:
     min_green: int
     max_green: int
     extend_seconds: int
+    transition_seconds: int
+    """Yellow and all-red between the current green and the next."""
     phases: dict[str, PhaseMetrics]
 
 
@@ -99,6 +111,7 @@ class GRPODataEntry:
     min_green: int
     max_green: int
     extend_seconds: int
+    transition_seconds: int
     can_extend: bool
     phase_metrics: dict[str, PhaseMetrics]
     prompt: str
@@ -164,6 +177,7 @@ def observation_of(entry: GRPODataEntry) -> Observation:
         min_green=entry.min_green,
         max_green=entry.max_green,
         extend_seconds=entry.extend_seconds,
+        transition_seconds=entry.transition_seconds,
         phases=entry.phase_metrics,
     )
 
@@ -267,6 +281,8 @@ class EpisodeResult:
     avg_queue_veh: float | None
     """Standing vehicles on the road, mean over the seconds of the run."""
     throughput_veh: int | None
+    not_inserted_veh: int | None
+    """Due vehicles that had found no room to enter by the end."""
     stops: int | None
     teleports: int | None
     emergency_brakings: int | None

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from .baselines import RULE_POLICIES
+from .baselines import BASELINES
 from .files import write_text
 from .records import EpisodeResult
 
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """Name of the summary over every scenario."""
-PROGRAMS = ("fixed_time", "actuated")
-"""Policies that are signal programs of SUMO."""
-BASELINES = (*PROGRAMS, *RULE_POLICIES)
-"""Every policy that is not a language model."""
 
 _COUNTED = ("policy", "scenario", "seed", "gridlocked", "error")
 MEASURES = tuple(field.name for field in fields(EpisodeResult) if field.name not in _COUNTED)

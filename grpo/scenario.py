@@ -20,8 +20,13 @@ from .files import claim_output, write_manifest, write_text
 from .settings import parse_config
 
 SPLITS = ("train", "validation", "test")
-LOADS = (0.3, 0.9)
-"""Range of the worst degree of saturation under a scenario's own program: light to near capacity."""
+SCHEDULE = (
+    "cross", "cross_protected", "pair", "tee", "grid", "one_way", "corridor", "cross", "star", "pair",
+    "cross_protected", "tee", "grid", "cross", "one_way", "pair", "corridor", "cross_protected", "grid", "star",
+)  # fmt: skip
+"""The kinds of a split's scenarios, over and over: three in five have one light."""
+LOADS = ((0.0, 0.05), (0.1, 0.25), (0.3, 0.55), (0.7, 0.85), (0.9, 1.05), (1.0, 1.2))
+"""Quantiles of the worst degree of saturation under a scenario's own program: from night to beyond capacity."""
 
 _SUMOCFG = """<?xml version="1.0" encoding="UTF-8"?>
 <configuration>
@@ -96,14 +101,15 @@ def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteC
     """Write one scenario's files; returns its entry of the manifest."""
     import numpy as np
 
-    from .synthetic import KINDS, make_scenario
+    from .synthetic import make_scenario
 
     stream = (SPLITS.index(split), index)
     rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream))
-    kind = KINDS[index % len(KINDS)]
+    kind = SCHEDULE[index % len(SCHEDULE)]
     # Steps of the golden ratio spread the loads evenly over a split of any size; the start is the split's own.
     start = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream[:1])).random()
-    load = LOADS[0] + (LOADS[1] - LOADS[0]) * ((start + 0.618034 * index) % 1)
+    shares, loads = zip(*LOADS, strict=True)
+    load = float(np.interp((start + 0.618034 * index) % 1, shares, loads))
     scenario = make_scenario(kind, load=load, duration_s=config.duration_seconds, rng=rng)
     name = f"{split}_{index:02d}_{kind}"
     home = folder / split / name

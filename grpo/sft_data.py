@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from grpo.config import SFTDataConfig
 from grpo.errors import DataError, OutputError
 from grpo.files import MANIFEST, RUN, claim_output, write_json, write_manifest
-from grpo.prompt_builder import ANSWERS, build_messages
+from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_rows
 from grpo.settings import parse_config
 
@@ -24,25 +25,37 @@ def make_sft_data(config: SFTDataConfig) -> Path:
 
     Each is ``{"id", "scenario", "split", "prompt", "completion", "label", "best_action", "advantage"}``: prompt and
     completion are message lists, ``label`` is the action that the completion teaches, ``advantage`` (in the units of
-    the dataset's cost) is positive where extending is better. Raises :class:`DataError` where no row can be used
-    and :class:`OutputError` where the file cannot be written or is finished already.
+    the dataset's cost) is positive where extending is better. Of the training rows those whose actions differ by less
+    than ``full_advantage`` are drawn with the probability of that share: a label from one random future is right about
+    the mean advantage, not about its sign, so rows must count by what they are worth.
+
+    Raises :class:`DataError` where no row can be used and :class:`OutputError` where the file cannot be written or is
+    finished already.
     """
     rows = [row for file in dataset_files(config.dataset_path) for row in read_rows(file)]
     known = [row for row in rows if row.best_action is not None and row.advantage is not None]
-    used = [row for row in known if abs(row.advantage or 0.0) >= config.min_advantage]
-    if not used:
+    if not known:
+        raise DataError(f"{config.dataset_path}: none of {len(rows)} rows has outcomes; run `grpo generate` again")
+    random = Random(config.seed)
+    # The draws are made for every row, so that the held-out rows do not depend on them.
+    drawn = [random.random() * config.full_advantage <= abs(row.advantage or 0.0) for row in known]
+    chosen = [
+        (row, split)
+        for row, split, kept in zip(known, _split(known, config), drawn, strict=True)
+        if kept or split == "validation"
+    ]
+    used, splits = [row for row, _ in chosen], [split for _, split in chosen]
+    if "train" not in splits:
         raise DataError(
-            f"{config.dataset_path}: of {len(rows)} rows {len(rows) - len(known)} have no outcomes and the others "
-            f"differ by less than min_advantage = {config.min_advantage:g}; generate more, or lower min_advantage"
+            f"{config.dataset_path}: no row differs by enough for full_advantage = {config.full_advantage:g}; lower it"
         )
-    splits = _split(used, config)
     labels = _labels(used, config)
     examples = [
         {
             "id": row.id,
             "scenario": row.scenario,
             "split": split,
-            "prompt": build_messages(row.prompt, config.prompt_language),
+            "prompt": ask(observation_of(row), config.prompt_form),
             "completion": [{"role": "assistant", "content": ANSWERS[label]}],
             "label": label,
             "best_action": row.best_action,
@@ -53,7 +66,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     counts: dict[str, Any] = {
         "rows": len(rows),
         "without_outcomes": len(rows) - len(known),
-        "below_min_advantage": len(known) - len(used),
+        "not_drawn": len(known) - len(used),
         "splits": {
             split: dict(sorted(Counter(one["label"] for one in examples if one["split"] == split).items()))
             for split in ("train", "validation")
@@ -116,7 +129,7 @@ def _show(path: Path, counts: dict[str, Any]) -> None:
     for split, labels in counts["splits"].items():
         table.add_row(split, str(sum(labels.values())), str(labels.get("yes", 0)), str(labels.get("no", 0)))
     left_out = (
-        f"left out: {counts['without_outcomes']} without outcomes, {counts['below_min_advantage']} below min_advantage"
+        f"left out: {counts['without_outcomes']} without outcomes, {counts['not_drawn']} not drawn (full_advantage)"
     )
     console = Console(stderr=True)
     console.print(table)

@@ -21,7 +21,8 @@ from grpo.checkpoints import checkpoint_to_resume, train_from
 from grpo.config import SFTTrainingConfig
 from grpo.errors import ConfigError, DataError, ModelError
 from grpo.files import claim_output, write_json, write_manifest
-from grpo.prompt_builder import SYSTEM_PROMPT, Language, parse_answer
+from grpo.model_folder import resolve_model
+from grpo.prompt_builder import PromptForm, form_of, parse_answer, system_prompt
 from grpo.settings import parse_config
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     path = Path(config.dataset_path)
     rows = load_sft_rows(path)
-    language = _language_of(rows, path)
-    from grpo.model import choose_backend, choose_optimizer, load_for_training, resolve_model, save_merged
+    form = _form_of(rows, path)
+    from grpo.model import choose_backend, choose_optimizer, load_for_training, save_merged
 
     # all that can be refused is refused before the output folder is touched; Unsloth comes before transformers
     choose_backend(config.backend, resolve_model(config.model_path))
@@ -86,7 +87,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
             f"{config.format_floor:.1%}, so GRPO would be pointless; train longer (num_train_epochs), raise "
             "learning_rate, or start from another model_path"
         )
-    save_merged(loaded.model, loaded.tokenizer, folder, prompt_language=language)
+    save_merged(loaded.model, loaded.tokenizer, folder, form=form)
     write_manifest(folder, config.STAGE, settings, dataset_sha256=digest, backend=loaded.backend, **report)
     return folder
 
@@ -133,17 +134,17 @@ def _is_valid(field: str, value: Any) -> bool:
     return isinstance(value, str) if field == "id" else isinstance(value, int | float)
 
 
-def _language_of(rows: list[dict[str, Any]], path: Path) -> Language:
-    """The language whose system prompt opens every row; later stages will ask with the same words."""
-    opening = rows[0]["prompt"][0]["content"]
-    language: Language = "zh" if opening.startswith(SYSTEM_PROMPT["zh"]) else "en"
+def _form_of(rows: list[dict[str, Any]], path: Path) -> PromptForm:
+    """The form in which every row asks; later stages will ask in the same."""
+    form = form_of(rows[0]["prompt"][0]["content"])
     for index, row in enumerate(rows):
-        if not row["prompt"][0]["content"].startswith(SYSTEM_PROMPT[language]):
+        if form is None or not row["prompt"][0]["content"].startswith(system_prompt(form)):
             raise DataError(
                 f"{path}: row {index}, field 'prompt': does not open with the system prompt that the later stages "
                 "use; make it again with `grpo sft-data`"
             )
-    return language
+    assert form is not None
+    return form
 
 
 def tokenize(rows: list[dict[str, Any]], tokenizer: Any, *, max_seq_length: int) -> list[dict[str, list[int]]]:

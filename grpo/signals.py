@@ -123,15 +123,24 @@ def plan_signal(
     return SignalPlan(junction_id, tuple(phases), tuple(greens), origin.count(None))
 
 
+_LOGIC = {"controlled": "static", "webster": "static", "actuated": "actuated", "actuated_delay": "delay_based"}
+"""SUMO's type of the programs of each kind."""
+
+
 def programs_xml(plans: Sequence[SignalPlan], *, kind: str) -> str:
-    """An additional file for SUMO: ``controlled`` (greens last until ended) or ``actuated`` programs."""
+    """An additional file for SUMO with the plans' phases.
+
+    Greens last until they are ended (``controlled``), for their durations (``webster``), or between their limits as
+    SUMO's own control finds best: it ends them at a gap in the traffic (``actuated``), or once the vehicles in reach
+    have lost no more time (``actuated_delay``).
+    """
     lines = ["<additional>"]
     for plan in plans:
-        logic = "static" if kind == "controlled" else "actuated"
-        lines.append(f'  <tlLogic id={quoteattr(plan.junction_id)} type="{logic}" programID="{PROGRAM_ID}" offset="0">')
+        identity = f'id={quoteattr(plan.junction_id)} type="{_LOGIC[kind]}" programID="{PROGRAM_ID}"'
+        lines.append(f'  <tlLogic {identity} offset="0">')
         green = {g.index: g for g in plan.greens}
         for index, phase in enumerate(plan.phases):
-            if index not in green:
+            if index not in green or kind == "webster":
                 durations = f'duration="{phase.duration:g}"'
             elif kind == "controlled":
                 durations = f'duration="{_FOREVER_S}"'

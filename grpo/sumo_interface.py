@@ -26,11 +26,12 @@ from .forks import BranchError, in_fork
 from .measurement import Measurement
 from .records import Action, Observation
 from .signals import Phase, SignalPlan, plan_signal, programs_xml, why_uncontrolled
+from .webster import webster_plans
 
 if TYPE_CHECKING:
     from .config import EvaluationConfig, GRPOConfig
 
-ProgramKind = Literal["controlled", "own", "actuated"]
+ProgramKind = Literal["controlled", "own", "actuated", "actuated_delay", "webster"]
 _RAIL_TYPES = (1, 2)  # libsumo's TrafficLightType: rail signal, rail crossing
 
 
@@ -79,7 +80,7 @@ class Network:
 
 
 class TrafficSimulation:
-    """A running scenario whose lights are driven by decisions, by their own or by actuated programs."""
+    """A running scenario whose lights are driven by decisions, by their own, by actuated or by timed programs."""
 
     def __init__(
         self,
@@ -104,7 +105,8 @@ class TrafficSimulation:
         # A file without a name: a process that is killed leaves nothing behind.
         with tempfile.TemporaryFile("w", encoding="utf-8") as added:
             if program != "own":
-                added.write(programs_xml(network.plans, kind=program))
+                plans = webster_plans(network.plans, self.sumocfg) if program == "webster" else network.plans
+                added.write(programs_xml(plans, kind=program))
                 added.flush()
                 args += ["--additional-files", ",".join([*network.additional_files, f"/dev/fd/{added.fileno()}"])]
             self._sumo = _start(self.sumocfg, [*args, *extra_args])
@@ -219,6 +221,7 @@ class TrafficSimulation:
             min_green=green.min_green,
             max_green=green.max_green,
             extend_seconds=self.settings.extend_seconds,
+            transition_seconds=round(green.transition_s),
             phases={plan.greens[k].id: metrics[k] for k in order},
         )
 
@@ -230,17 +233,19 @@ class TrafficSimulation:
         }
         signalled = {pair for groups in links.values() for group in groups for pair in group}
         length: dict[str, float] = {}
+        limit: dict[str, float] = {}
         behind: dict[str, list[str]] = {}
         before: dict[str, list[str]] = {}
         for lane in self._sumo.lane.getIDList():
             length[lane] = self._sumo.lane.getLength(lane)
+            limit[lane] = self._sumo.lane.getMaxSpeed(lane)
             if lane.startswith(":"):
                 continue
             behind[lane] = [link[0] for link in self._sumo.lane.getLinks(lane)]
             for following in behind[lane]:
                 if (lane, following) not in signalled:
                     before.setdefault(following, []).append(lane)
-        graph = LaneGraph(length, behind, before)
+        graph = LaneGraph(length, limit, behind, before)
         for junction_id, plan in self.plans.items():
             self._areas[junction_id] = detection_area(plan, links[junction_id], graph, self.settings.detection_range)
 

@@ -1,7 +1,8 @@
-"""The roads of a synthetic scenario: drawn as a small lattice, built into a SUMO network by ``netconvert``.
+"""The roads of a synthetic scenario: streets between nodes, built into a SUMO network by ``netconvert``.
 
-One light, three in a row or two by two; skewed and turned by a random angle, so that no two junctions have the
-same shape or the same order of phases.
+One light with three to five arms, two to four in a row, or a grid; every angle, length, speed and lane is drawn, so
+that no two junctions are alike. The use of lanes is the business of ``synthetic_lanes.py``, signal programs that of
+``synthetic_programs.py``.
 """
 
 from __future__ import annotations
@@ -11,50 +12,18 @@ import os
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import ScenarioError
+from .synthetic_lanes import HALF_JUNCTION_M, Approach, draw_lanes, draw_shares, find_turns
 
-_LATTICE = {"corridor": (1, 3), "grid": (2, 2)}  # rows, columns of lights; one light otherwise
-_SPEEDS = (11.1, 13.9, 16.7)
-
-
-@dataclass(frozen=True, slots=True)
-class Approach:
-    """One road into a light. ``exits`` maps left, through, right to the node that the movement leads to."""
-
-    far: str
-    light: str
-    lanes: int
-    speed: float
-    pocket_m: int
-    exits: dict[str, str]
-    shares: dict[str, float]
-
-    @property
-    def edges(self) -> list[str]:
-        """Ids of its edges, upstream first."""
-        edge = f"{self.far}_{self.light}"
-        return [edge, f"{edge}_pocket"] if self.pocket_m else [edge]
-
-    @property
-    def lane_use(self) -> list[list[str]]:
-        """Movements of each lane at the stop line, rightmost lane first."""
-        use: list[list[str]] = [[] for _ in range(self.lanes + bool(self.pocket_m))]
-        if "through" in self.exits:
-            alone = bool(self.pocket_m) or (self.lanes == 3 and "left" in self.exits)  # a lane for the lefts only
-            for lane in use[: len(use) - alone]:
-                lane.append("through")
-        if "right" in self.exits:
-            use[0].append("right")
-        if "left" in self.exits:
-            use[-1].append("left")
-        return use
+_SPEEDS = (8.33, 11.11, 13.89, 16.67, 19.44)  # 30 to 70 km/h
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,91 +34,131 @@ class Roads:
     lights: list[str]
     approaches: dict[tuple[str, str], Approach]
     exit_lanes: dict[str, tuple[int, float]]
-    layout: str
-    protected: bool
-    lefts_wait: bool
-    all_red_s: int
+    main_arms: frozenset[str]
+    """Nodes at the ends of the main roads."""
 
     @property
     def entries(self) -> list[Approach]:
         """Approaches that begin at the rim of the network."""
         return [approach for approach in self.approaches.values() if approach.far not in self.lights]
 
+    def of_light(self, light: str) -> list[Approach]:
+        """The approaches of one light."""
+        return [approach for approach in self.approaches.values() if approach.light == light]
+
+
+@dataclass(frozen=True, slots=True)
+class _Street:
+    """A road between two nodes before it is split into directions: traffic may go from ``a`` to ``b`` or back."""
+
+    a: str
+    b: str
+    main: bool
+    forward: bool = True
+    backward: bool = True
+
 
 def draw_roads(kind: str, rng: np.random.Generator) -> Roads:
     """Draw the roads of one scenario; ``kind`` is one of ``synthetic.KINDS``."""
-    rows, columns = _LATTICE.get(kind, (1, 1))
-    protected = kind == "cross_protected" or (kind in ("tee", "corridor", "grid") and rng.random() < 0.5)
-    main_lanes = int(rng.integers(1, 3 if kind == "grid" else 4))
-    minor_lanes = int(rng.integers(1, min(main_lanes, 2) + 1))
-    row_road = [(main_lanes, float(rng.choice(_SPEEDS))) for _ in range(rows)]
-    column_road = [(minor_lanes, float(rng.choice(_SPEEDS[:2]))) for _ in range(columns)]
-    row_pocket, column_pocket = (int(rng.integers(40, 81)) if protected or rng.random() < 0.35 else 0 for _ in range(2))
-    dropped = set()  # side streets that end at the light, which makes it a T
-    for column in range(columns):
-        if kind == "tee" or (kind == "corridor" and rng.random() < 0.35):
-            dropped.add(f"{rng.choice(['N', 'S'])}{column}")
-
-    xs, ys = (np.concatenate([[0], np.cumsum(rng.integers(180, 351, size))]) for size in (columns - 1, rows - 1))
-    names = {(row, column): f"J{row * columns + column}" for row in range(rows) for column in range(columns)}
-    plan = {names[place]: (float(xs[place[1]]), float(ys[place[0]])) for place in names}
-    sides: dict[str, list[str | None]] = {}  # neighbours of a light to the north, east, south, west
-    for (row, column), light in names.items():
-        ends = (f"N{column}", f"E{row}", f"S{column}", f"W{row}")
-        x, y = plan[light]
-        sides[light] = []
-        for end, (east, north) in zip(ends, ((0, 1), (1, 0), (0, -1), (-1, 0)), strict=True):
-            neighbour = names.get((row + north, column + east), end)
-            if neighbour == end and end not in dropped:
-                length = float(rng.integers(150, 401))
-                plan[end] = (x + east * length, y + north * length)
-            sides[light].append(None if neighbour in dropped else neighbour)
-
-    approaches, exit_lanes = {}, {}
-    for light, neighbours in sides.items():
-        row, column = divmod(int(light[1:]), columns)
-        for side, far in enumerate(neighbours):
-            if far is None:
-                continue
-            lanes, speed = row_road[row] if side % 2 else column_road[column]
-            turns = {"left": neighbours[side - 3], "through": neighbours[side - 2], "right": neighbours[side - 1]}
-            exits = {movement: to for movement, to in turns.items() if to is not None}
-            pocket = row_pocket if side % 2 else column_pocket
-            # The stem of a T with two lanes has a lane for its lefts already.
-            if "left" not in exits or ("through" not in exits and lanes > 1):
-                pocket = 0
-            approaches[far, light] = Approach(far, light, lanes, speed, pocket, exits, _draw_shares(exits, rng))
-            exit_lanes[f"{light}_{far}"] = (lanes, speed)
+    lattice = kind in ("pair", "corridor", "grid")
+    nodes, streets = _draw_lattice(kind, rng) if lattice else _draw_junction(kind, rng)
+    lights = sorted({street.b for street in streets})
+    size = _draw_sizes(streets, rng)
+    main = {frozenset((street.a, street.b)): street.main for street in streets}
+    pocket_chance = 1.0 if kind == "cross_protected" else rng.uniform(0, 0.9)
+    approaches = {}
+    for far, light in size:
+        if light not in lights:
+            continue
+        to = [node for start, node in size if start == light and node != far]
+        turns = find_turns(nodes, far, light, to)
+        weight = {node: 1.5 if main[frozenset((light, node))] else 0.7 for node in turns}
+        lanes, speed = size[far, light]
+        approach = Approach(far, light, lanes, speed, 0, 0, 0, turns, draw_shares(turns, weight, rng), ())
+        room = {node: size[light, node][0] for node in turns}
+        length = math.dist(nodes[far], nodes[light])
+        approaches[far, light] = draw_lanes(approach, room, length, pocket_chance, rng)
     return Roads(
-        nodes=_skew_and_turn(plan, rng),
-        lights=list(sides),
+        nodes=nodes,
+        lights=lights,
         approaches=approaches,
-        exit_lanes=exit_lanes,
-        layout="incoming" if kind == "cross_split" else "opposites",
-        protected=protected,
-        lefts_wait=bool(protected and rng.random() < 0.5),
-        all_red_s=int(rng.choice([0, 0, 1])),
+        exit_lanes={f"{start}_{end}": one for (start, end), one in size.items() if start in lights},
+        main_arms=frozenset(street.a for street in streets if street.main and street.a not in lights),
     )
 
 
-def _draw_shares(exits: Mapping[str, str], rng: np.random.Generator) -> dict[str, float]:
-    left, right = (float(share) for share in rng.uniform(0.10, 0.25, 2))
-    if "through" not in exits:
-        left = float(rng.uniform(0.3, 0.7))
-        return {"left": left, "right": 1 - left}
-    shares = {movement: share for movement, share in (("left", left), ("right", right)) if movement in exits}
-    return shares | {"through": 1 - sum(shares.values())}
+def _draw_junction(kind: str, rng: np.random.Generator) -> tuple[dict[str, tuple[float, float]], list[_Street]]:
+    """One light; the first and the third arm (of a T the first and the second) make the main road."""
+    angles = {
+        "tee": [0, 180, float(rng.choice([-90, 90]))] if rng.random() < 0.7 else [0, 120, 240],
+        "star": [0, 60, 180, 240, 310] if rng.random() < 0.5 else [0, 72, 144, 216, 288],
+    }.get(kind, [0, 90, 180, 270])
+    main = {"tee": (0, 1)}.get(kind, (0, 2))
+    skew = rng.uniform(-18, 18, len(angles))
+    turn = rng.uniform(0, 360)
+    nodes = {"J0": (0.0, 0.0)}
+    streets = []
+    for number, angle in enumerate(angles):
+        length, direction = rng.uniform(120, 400), math.radians(angle + skew[number] + turn)
+        nodes[f"A{number}"] = (round(length * math.cos(direction), 2), round(length * math.sin(direction), 2))
+        streets.append(_Street(f"A{number}", "J0", number in main))
+    if kind == "one_way":
+        if rng.random() < 0.6:  # a street that crosses the main road in one direction
+            streets[1], streets[3] = replace(streets[1], backward=False), replace(streets[3], forward=False)
+        else:
+            arm, inward = int(rng.integers(4)), bool(rng.random() < 0.5)
+            streets[arm] = replace(streets[arm], forward=inward, backward=not inward)
+    return nodes, streets
 
 
-def _skew_and_turn(plan: Mapping[str, tuple[float, float]], rng: np.random.Generator) -> dict[str, tuple[float, float]]:
-    """The angle decides which road netconvert numbers first, and so the order of the phases."""
-    skew, turn = math.tan(rng.uniform(-0.25, 0.25)), rng.uniform(0, 2 * math.pi)
+def _draw_lattice(kind: str, rng: np.random.Generator) -> tuple[dict[str, tuple[float, float]], list[_Street]]:
+    """Lights in rows, which are the main roads, and columns; some side streets end at their light."""
+    columns = {"pair": 2, "corridor": int(rng.choice([3, 3, 4])), "grid": int(rng.choice([2, 2, 3]))}[kind]
+    rows = 2 if kind == "grid" else 1
+    near = rng.random() < 0.5  # links on which queues reach the light behind
+    gaps = [rng.uniform(70, 150, n - 1) if near else rng.uniform(150, 450, n - 1) for n in (columns, rows)]
+    xs, ys = (np.concatenate([[0], np.cumsum(gap)]) for gap in gaps)
+    plan = {f"J{row * columns + column}": (xs[column], ys[row]) for row in range(rows) for column in range(columns)}
+    streets = []
+    for row in range(rows):
+        lights = [f"J{row * columns + column}" for column in range(columns)]
+        streets += [_Street(a, b, True) for a, b in pairwise(lights)]
+        for end, light, side in ((f"W{row}", lights[0], -1), (f"E{row}", lights[-1], 1)):
+            plan[end] = (plan[light][0] + side * rng.uniform(120, 400), plan[light][1])
+            streets.append(_Street(end, light, True))
+    for column in range(columns):
+        lights = [f"J{row * columns + column}" for row in range(rows)]
+        streets += [_Street(a, b, False) for a, b in pairwise(lights)]
+        ends = [(f"S{column}", lights[0], -1), (f"N{column}", lights[-1], 1)]
+        if rng.random() < 0.3:
+            ends.pop(int(rng.integers(2)))  # which makes the light a T
+        for end, light, side in ends:
+            plan[end] = (plan[light][0], plan[light][1] + side * rng.uniform(120, 350))
+            streets.append(_Street(end, light, False))
+    skew, turn = math.tan(rng.uniform(-0.3, 0.3)), rng.uniform(0, 2 * math.pi)
     cos, sin = math.cos(turn), math.sin(turn)
-    skewed = {name: (x + skew * y, y) for name, (x, y) in plan.items()}
-    return {name: (round(x * cos - y * sin, 2), round(x * sin + y * cos, 2)) for name, (x, y) in skewed.items()}
+    skewed = {name: (x + skew * y + rng.uniform(-9, 9), y + rng.uniform(-9, 9)) for name, (x, y) in plan.items()}
+    nodes = {name: (round(x * cos - y * sin, 2), round(x * sin + y * cos, 2)) for name, (x, y) in skewed.items()}
+    return nodes, streets
 
 
-# --- netconvert ----------------------------------------------------------------------------------------------
+def _draw_sizes(streets: Sequence[_Street], rng: np.random.Generator) -> dict[tuple[str, str], tuple[int, float]]:
+    """Lanes and speed limit of every direction of every street, by its nodes."""
+    main_lanes = int(rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15]))
+    speed = int(rng.integers(1, 5))
+    size = {}
+    for street in streets:
+        lanes = main_lanes if street.main else int(rng.choice([1, min(2, main_lanes)], p=[0.7, 0.3]))
+        fast = _SPEEDS[max(0, speed - int(rng.choice([0, 0, 1])) - (0 if street.main else int(rng.integers(0, 3))))]
+        wider = int(rng.random() < 0.15)  # one direction may have a lane more
+        if street.forward:
+            size[street.a, street.b] = (min(3, lanes + wider), fast)
+        if street.backward:
+            size[street.b, street.a] = (lanes, fast)
+    return size
+
+
+# --- netconvert -----------------------------------------------------------------------------------------------
 
 
 def sumo_binary(name: str) -> str:
@@ -166,8 +175,6 @@ def netconvert(roads: Roads) -> str:
     with tempfile.TemporaryDirectory() as folder:
         inputs = {"node": _nodes(roads), "edge": _edges(roads), "connection": _connections(roads)}
         command = [sumo_binary("netconvert"), "--output-file", f"{folder}/net.xml", "--no-turnarounds"]
-        command += ["--tls.layout", roads.layout, "--tls.left-green.time", "6" if roads.protected else "0"]
-        command += ["--tls.allred.time", str(roads.all_red_s)]
         for name, elements in inputs.items():
             root = ET.Element(f"{name}s")
             root.extend(ET.Element(name, {key: str(value) for key, value in one.items()}) for one in elements)
@@ -190,54 +197,39 @@ def _nodes(roads: Roads) -> Iterator[dict[str, Any]]:
     for approach in roads.approaches.values():
         if approach.pocket_m:
             (x, y), (far_x, far_y) = roads.nodes[approach.light], roads.nodes[approach.far]
-            part = (approach.pocket_m + 10) / math.hypot(far_x - x, far_y - y)  # 10 m: about half the junction
+            part = (approach.pocket_m + HALF_JUNCTION_M) / math.hypot(far_x - x, far_y - y)
             place = {"x": round(x + part * (far_x - x), 2), "y": round(y + part * (far_y - y), 2)}
             yield {"id": approach.edges[-1], **place, "type": "priority"}
 
 
 def _edges(roads: Roads) -> Iterator[dict[str, Any]]:
+    """One priority for all: at a light only turning decides who gives way."""
     for approach in roads.approaches.values():
         stops = [approach.far, *approach.edges[1:], approach.light]
+        sizes = [approach.lanes, len(approach.lane_use)]
         for number, edge in enumerate(approach.edges):
             ends = {"from": stops[number], "to": stops[number + 1]}
-            yield {"id": edge, **ends, "numLanes": approach.lanes + number, "speed": approach.speed}
+            yield {"id": edge, **ends, "numLanes": sizes[number], "speed": approach.speed, "priority": 1}
     for edge, (lanes, speed) in roads.exit_lanes.items():
         light, far = edge.split("_")
         if far not in roads.lights:  # a road between two lights is an approach of the second
-            yield {"id": edge, "from": light, "to": far, "numLanes": lanes, "speed": speed}
+            yield {"id": edge, "from": light, "to": far, "numLanes": lanes, "speed": speed, "priority": 1}
 
 
 def _connections(roads: Roads) -> Iterator[dict[str, Any]]:
     for approach in roads.approaches.values():
         if approach.pocket_m:
             begin, pocket = approach.edges
-            for lane in range(approach.lanes + 1):
-                yield {"from": begin, "to": pocket, "fromLane": min(lane, approach.lanes - 1), "toLane": lane}
-        for lane, movements in enumerate(approach.lane_use):
-            for movement in movements:
-                to = f"{approach.light}_{approach.exits[movement]}"
-                last = roads.exit_lanes[to][0] - 1
-                target = {"right": 0, "through": min(lane, last), "left": last}[movement]
-                yield {"from": approach.edges[-1], "to": to, "fromLane": lane, "toLane": target}
-
-
-def make_lefts_wait(net: ET.Element) -> None:
-    """Turn protected-permissive lefts into protected ones: no green before their own phase."""
-    for program in net.iter("tlLogic"):
-        phases = list(program.iter("phase"))
-        states = [list(phase.attrib["state"]) for phase in phases]
-        for link in net.iter("connection"):
-            if link.get("tl") != program.get("id") or link.attrib["dir"].lower() != "l":
-                continue
-            index = int(link.attrib["linkIndex"])
-            signs = [state[index] for state in states]
-            if "G" not in signs:
-                continue
-            for number, sign in enumerate(signs):
-                if sign == "g" or (sign == "y" and signs[number - 1] == "g"):
-                    states[number][index] = "r"
-        for phase, state in zip(phases, states, strict=True):
-            phase.set("state", "".join(state))
+            for lane in range(len(approach.lane_use)):
+                source = min(max(lane - approach.right_pockets, 0), approach.lanes - 1)
+                yield {"from": begin, "to": pocket, "fromLane": source, "toLane": lane}
+        for node, turn in approach.turns.items():
+            to = f"{approach.light}_{node}"
+            own = [lane for lane, use in enumerate(approach.lane_use) if node in use]
+            spare = roads.exit_lanes[to][0] - len(own)
+            first = {"right": 0, "left": spare, "through": min(max(own[0] - approach.right_pockets, 0), spare)}[turn]
+            for number, lane in enumerate(own):
+                yield {"from": approach.edges[-1], "to": to, "fromLane": lane, "toLane": first + number}
 
 
 def net_text(net: ET.Element) -> str:

@@ -8,6 +8,7 @@ rows of generated training scenarios, so agreement on such rows before any SFT i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from .records import Observation, PhaseMetrics
 
 def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
     """``count`` random observations, spread around what real junctions show at decision points."""
-    shape = (count, 6)
-    phases = rng.choice([2, 3, 4, 5, 6], size=count, p=[0.38, 0.22, 0.28, 0.07, 0.05])
+    shape = (count, 8)
+    phases = rng.choice([2, 3, 4, 5, 6, 7, 8], size=count, p=[0.33, 0.22, 0.25, 0.08, 0.06, 0.03, 0.03])
     lanes = rng.choice([1, 2, 3, 4, 5, 6, 8], size=shape, p=[0.22, 0.28, 0.16, 0.17, 0.05, 0.08, 0.04])
     busy = rng.choice([0.5, 1.5, 3.0, 6.0, 12.0], size=(count, 1), p=[0.2, 0.25, 0.25, 0.2, 0.1])
     queue = np.floor(rng.exponential(busy, shape) * np.sqrt(lanes) * (rng.random(shape) > 0.2)).astype(int)
@@ -27,7 +28,10 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
     arriving = rng.poisson(rng.choice([0.1, 0.6, 1.5], size=shape) * np.sqrt(lanes))
     approaching = rng.poisson(rng.choice([0.2, 1.0, 3.0, 5.0], size=shape) * np.sqrt(lanes))
     wait = np.where(queue > 0, 1 + rng.exponential(rng.choice([8, 30, 80], size=shape)).astype(int), 0)
+    moving = arriving + approaching
     downstream = rng.poisson(rng.choice([0.3, 2.0, 6.0, 15.0], size=shape) * np.sqrt(lanes))
+    shared = rng.choice([0.0, 1.0, 0.5], size=shape, p=[0.5, 0.2, 0.3]) * rng.random(shape) ** 0.5
+    transition = rng.choice([3, 4, 5, 6, 7, 8], size=count, p=[0.35, 0.25, 0.2, 0.1, 0.05, 0.05])
     extend = rng.choice([5, 3, 4, 6, 8, 10, 15], size=count, p=[0.7] + [0.05] * 6)
     min_green = rng.choice([5, 3, 4, 6, 7, 8, 10, 15], size=count, p=[0.65] + [0.05] * 7)
     longest = rng.choice([60, 30, 40, 45, 50, 90, 120], size=count, p=[0.58] + [0.07] * 6)
@@ -35,7 +39,21 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
     rounds = np.floor(rng.random(count) ** 3 * ((max_green - min_green) // extend + 1)).astype(int)
     elapsed = np.minimum(min_green + rounds * extend + (rng.random(count) < 0.1), max_green - 1)
     seconds = np.where(rng.random(count) < 0.6, rng.integers(0, 7200, count), rng.integers(0, 90000, count))
-    metrics = np.stack([lanes, queue, fullest, arriving, approaching, wait, downstream], axis=-1).clip(0, 999)
+    metrics = {
+        "lanes": lanes,
+        "queue": queue,
+        "max_lane_queue": fullest,
+        "arriving": arriving,
+        "approaching": approaching,
+        "wait": wait,
+        "downstream": downstream,
+        "soon": rng.binomial(approaching, rng.choice([0.2, 0.5, 0.9], size=shape)),
+        "rolling": rng.binomial(moving, rng.choice([0.0, 0.2, 0.7], size=shape, p=[0.4, 0.3, 0.3])),
+        "exclusive": rng.binomial(queue + moving, 1 - shared),
+        "downstream_queue": rng.binomial(downstream, rng.choice([0.0, 0.1, 0.5], size=shape, p=[0.6, 0.25, 0.15])),
+        "yielding": rng.choice([0, 1, 2, 3, 4, 6], size=shape, p=[0.5, 0.12, 0.18, 0.05, 0.1, 0.05]),
+    }
+    metrics = {name: values.clip(0, 999).tolist() for name, values in metrics.items()}
     states = []
     for row in range(count):
         order = _phase_names(rng, phases[row])
@@ -51,7 +69,11 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
                 min_green=int(min_green[row]),
                 max_green=int(max_green[row]),
                 extend_seconds=int(extend[row]),
-                phases={name: PhaseMetrics(*metrics[row, i].tolist()) for i, name in enumerate(cycle)},
+                transition_seconds=int(transition[row]),
+                phases={
+                    phase: PhaseMetrics(**{name: values[row][i] for name, values in metrics.items()})
+                    for i, phase in enumerate(cycle)
+                },
             )
         )
     return states
@@ -73,46 +95,50 @@ def _junction_name(rng: np.random.Generator) -> str:
 def discharge(observation: Observation) -> tuple[int, int]:
     """Vehicles that another ``extend_seconds`` of the current green would serve, and the seconds until it returns.
 
-    A lane discharges a vehicle every two seconds; every other phase is taken to last for its queue, at least
-    ``min_green``, and each change of phase to lose three seconds.
+    A lane discharges a vehicle every two seconds; every other phase is taken to last for the queue of its lanes, at
+    least ``min_green``, and each change of phase to lose as long as the one ahead.
     """
     current, *others = observation.phases.values()
     served = min(current.queue + current.arriving, math.ceil(current.lanes * observation.extend_seconds / 2))
-    away = 3 + sum(3 + max(observation.min_green, min(2 * phase.max_lane_queue, 45)) for phase in others)
-    return served, away
+    lost = observation.transition_seconds
+    greens = (max(observation.min_green, min(2 * phase.queue // phase.lanes, 45)) for phase in others)
+    return served, lost + sum(lost + green for green in greens)
 
 
-def facts(observation: Observation) -> dict[str, int]:
-    """What the model learns to answer about a state: name -> whole number, above -1000 and below 1000."""
+def facts(observation: Observation, fields: Sequence[str]) -> dict[str, int]:
+    """What the model learns to answer about a state: name -> whole number, above -1000 and below 1000.
+
+    Only what can be known from a prompt with the given ``fields``.
+    """
     current, *others = observation.phases.values()
     queues = [phase.queue for phase in others]
     served, away = discharge(observation)
-    values = {
-        "queue": current.queue,
-        "arriving": current.arriving,
-        "coming": current.queue + current.arriving,
-        "fullest": current.max_lane_queue,
-        "wait": current.wait,
-        "lanes": current.lanes,
-        "behind": current.downstream,
+    values: dict[str, int] = {
         "elapsed": observation.green_elapsed,
         "left": observation.max_green - observation.green_elapsed,
-        "served": served,
-        "away": away,
+        "transition": observation.transition_seconds,
         "others": len(others),
-        "next_queue": queues[0],
-        "next_coming": queues[0] + others[0].arriving,
-        "most_queue": max(queues),
-        "most_queue_at": 1 + queues.index(max(queues)),
-        "sum_queue": sum(queues),
-        "sum_arriving": sum(phase.arriving for phase in others),
-        "sum_coming": sum(phase.queue + phase.arriving for phase in others),
-        "most_fullest": max(phase.max_lane_queue for phase in others),
-        "most_wait": max(phase.wait for phase in others),
-        "queue_minus_most": current.queue - max(queues),
-        "queue_minus_sum": current.queue - sum(queues),
-        "coming_minus_next": current.queue + current.arriving - queues[0] - others[0].arriving,
     }
+    for name in fields:
+        values[name] = getattr(current, name)
+        values[f"next_{name}"] = getattr(others[0], name)
+        if name not in ("lanes", "yielding"):
+            rest = [getattr(phase, name) for phase in others]
+            values[f"most_{name}"] = max(rest)
+            if name != "wait":
+                values[f"sum_{name}"] = sum(rest)
+    if {"queue", "arriving", "lanes"} <= set(fields):
+        values |= {
+            "coming": current.queue + current.arriving,
+            "next_coming": queues[0] + others[0].arriving,
+            "sum_coming": sum(phase.queue + phase.arriving for phase in others),
+            "most_queue_at": 1 + queues.index(max(queues)),
+            "queue_minus_most": current.queue - max(queues),
+            "queue_minus_sum": current.queue - sum(queues),
+            "coming_minus_next": current.queue + current.arriving - queues[0] - others[0].arriving,
+            "served": served,
+            "away": away,
+        }
     return {name: max(-999, min(999, value)) for name, value in values.items()}
 
 
@@ -124,7 +150,7 @@ def prior(observation: Observation) -> float:
     """
     current, *others = observation.phases.values()
     served, away = discharge(observation)
-    room = min(1.0, max(0.1, 1.5 - current.downstream / (15 * current.lanes)))
+    room = max(0.1, 1 - current.downstream_queue / (8 * current.lanes))
     saved = (served * room + current.approaching / 10) * away + 2
     waiting = sum(phase.queue + phase.arriving + phase.approaching / 2 for phase in others)
     lost = observation.extend_seconds * waiting * (1 + max(phase.wait for phase in others) / 240) + 2

@@ -9,25 +9,24 @@ tokenizer's pre-tokenizer, but added tokens are found before any pre-tokenizer r
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from .prompt_builder import ANSWERS, SYSTEM_PROMPT, build_prompt
+from .prompt_builder import ANSWERS, PromptForm, build_prompt, system_prompt
 from .records import ACTIONS, Observation, PhaseMetrics
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from .small_model import CHAT_TEMPLATE
 
 
-def prompt_pieces() -> list[str]:
+def prompt_pieces(fields: Sequence[str]) -> list[str]:
     """The constant pieces of ``build_prompt``'s text, between its ids and numbers."""
     number, name = 7, "§"
-    phase = PhaseMetrics(number, number, number, number, number, number, number)
+    phase = PhaseMetrics(**{field.name: number for field in dataclasses.fields(PhaseMetrics)})
     order = (name, 2 * name)
     rendered = build_prompt(
-        Observation(name, number, order, name, number, number, number, number, dict.fromkeys(order, phase))
+        Observation(name, number, order, name, number, number, number, number, number, dict.fromkeys(order, phase)),
+        fields,
     )
     return list(dict.fromkeys(re.split(f"{name}+|{number}", rendered)))
 
@@ -38,8 +37,8 @@ def answer_pieces() -> list[str]:
     return [head, *ACTIONS, tail]
 
 
-def build_tokenizer(extra_words: list[str]) -> Any:
-    """A ``Qwen2Tokenizer`` of about 1,300 tokens; ``extra_words`` become one token each."""
+def build_tokenizer(forms: Sequence[PromptForm], extra_words: Sequence[str]) -> Any:
+    """A ``Qwen2Tokenizer`` of about 1,300 tokens for prompts of ``forms``; ``extra_words`` become one token each."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import AddedToken, Qwen2Tokenizer
 
@@ -54,6 +53,7 @@ def build_tokenizer(extra_words: list[str]) -> Any:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
     roles = [f"{role}\n" for role in ("system", "user", "assistant")]
-    words = [*map(str, range(1000)), *roles, *prompt_pieces(), *answer_pieces(), *SYSTEM_PROMPT.values(), *extra_words]
+    prompts = [piece for form in forms for piece in (*prompt_pieces(form.fields), system_prompt(form))]
+    words = [*map(str, range(1000)), *roles, *prompts, *answer_pieces(), *extra_words]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in dict.fromkeys(words)])
     return tokenizer

@@ -13,8 +13,7 @@ from .prompt_builder import ANSWERS, build_messages
 
 _SAMPLE = build_messages(
     '{"crossing_id":"J1","as_of":1234,"phase_order":["0","2"],"extend_seconds":5,"state":{"current_phase_id":"0",'
-    '"phase_metrics_by_id":{"0":{"lanes":2,"queue":17,"wait":106},"2":{"lanes":1,"queue":0,"wait":0}}}}',
-    "en",
+    '"phase_metrics_by_id":{"0":{"lanes":2,"queue":17,"wait":106},"2":{"lanes":1,"queue":0,"wait":0}}}}'
 )
 
 

@@ -26,6 +26,7 @@ from grpo.checkpoints import checkpoint_to_resume, train_from
 from grpo.config import GRPOTrainingConfig
 from grpo.errors import ConfigError, OutputError
 from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
+from grpo.model_folder import prompt_form_of, resolve_model
 from grpo.records import dataset_files
 from grpo.reward import Rewards
 from grpo.settings import parse_config
@@ -73,11 +74,10 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     folder = Path(config.output_dir)
     if folder.resolve() == Path(config.model_path).resolve():
         raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
-    from grpo.model import CARD, choose_backend, load_for_training, prompt_language_of, resolve_model, save_merged
+    from grpo.model import choose_backend, load_for_training, save_merged
 
     source = resolve_model(config.model_path, made_by="grpo sft")
-    if (Path(source) / CARD).is_file() and (taught := prompt_language_of(source)) != config.prompt_language:
-        log.warning("%s was taught with prompt_language %s, not %s", source, taught, config.prompt_language)
+    _check_form(source, config)
     choose_backend(config.backend, source)  # before transformers is imported
     from transformers.utils import logging as transformers_logging
 
@@ -88,7 +88,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     check_reporters(config.report_to)
     rows = load_grpo_dataset(
         config.dataset_path,
-        prompt_language=config.prompt_language,
+        prompt_form=config.prompt_form,
         cost_weights=config.cost_weights,
         extend_seconds=config.extend_seconds,
         max_workers=config.max_workers,
@@ -109,7 +109,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         trainer.accelerator.unwrap_model(trainer.model),
         loaded.tokenizer,
         folder,
-        prompt_language=config.prompt_language,
+        form=config.prompt_form,
     )
     _write_config(folder, config)
     write_json(folder / "training_log.json", state.log_history)
@@ -124,6 +124,18 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         best_held_out_reward=state.best_metric,
     )
     return folder
+
+
+def _check_form(source: str, config: GRPOTrainingConfig) -> None:
+    """Raise :class:`ConfigError` where the model was taught to read other prompts than the config would give it."""
+    taught = prompt_form_of(source)
+    if taught is not None and taught != config.prompt_form:
+        raise ConfigError(
+            [
+                f"prompt_language, prompt_fields: {source} was taught {taught.language} with "
+                f"{', '.join(taught.fields)}; set the two to that, or teach it the new form with `grpo sft`"
+            ]
+        )
 
 
 def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: Rewards, *, held_out: bool) -> Any:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .config import GRPOTrainingConfig
 from .errors import DataError
 from .outcome_cache import fill_outcomes
-from .prompt_builder import Language, build_messages
-from .records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, read_rows
+from .prompt_builder import DEFAULT_FORM, PromptForm, ask
+from .records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, observation_of, read_rows
 from .reward import outcomes_to_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def load_grpo_dataset(
     dataset_path: str | Path,
     *,
-    prompt_language: Language = "en",
+    prompt_form: PromptForm = DEFAULT_FORM,
     cost_weights: Mapping[str, float] | None = None,
     extend_seconds: int | None = None,
     max_workers: int = 4,
@@ -61,7 +61,7 @@ def load_grpo_dataset(
                     "scenario": row.scenario,
                     "junction_id": row.junction_id,
                     "simulation_time": row.simulation_time,
-                    "prompt": build_messages(row.prompt, prompt_language),
+                    "prompt": ask(observation_of(row), prompt_form),
                     "outcomes": outcomes_to_text(row.outcomes),
                     "advantage": advantage,
                     "best_action": None if advantage is None else best_of(advantage),

@@ -35,6 +35,8 @@ class TripMeasures:
     """Halting vehicles on the road, mean over the simulated seconds."""
     throughput_veh: int
     """Vehicles that arrived."""
+    not_inserted_veh: int
+    """Due vehicles that had found no room to enter by the end."""
     stops: int
     teleports: int
     emergency_brakings: int
@@ -61,7 +63,7 @@ def read_measures(folder: Path) -> TripMeasures:
 
     Raises :class:`ScenarioError` where a file is missing or cut short, or where no vehicle was to depart.
     """
-    vehicles = stops = arrived = 0
+    vehicles = stops = arrived = not_inserted = 0
     delay = travel = waiting = 0.0
     for trip in _elements(folder / _TRIPS, "tripinfo"):
         depart_delay = float(trip["departDelay"])
@@ -74,6 +76,7 @@ def read_measures(folder: Path) -> TripMeasures:
         waiting += float(trip["waitingTime"]) + depart_delay
         stops += int(trip["waitingCount"])
         arrived += float(trip["arrival"]) >= 0
+        not_inserted += float(trip["depart"]) < 0
     if vehicles == 0:
         raise ScenarioError("no vehicle was to depart before the end; check the routes and the begin and end times")
     seconds = [
@@ -88,6 +91,7 @@ def read_measures(folder: Path) -> TripMeasures:
         avg_waiting_s=waiting / vehicles,
         avg_queue_veh=sum(halting for _, _, halting, _ in seconds) / max(1, len(seconds)),
         throughput_veh=arrived,
+        not_inserted_veh=not_inserted,
         stops=stops,
         teleports=int(teleports["total"]),
         emergency_brakings=int(safety["emergencyBraking"]),

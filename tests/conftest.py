@@ -30,7 +30,7 @@ def answering_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory
     model = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32)
     rows, length = [], 0
     for index, row in enumerate(tiny_rows(32, seed=5)):
-        messages = build_messages(row.prompt, "en")
+        messages = build_messages(row.prompt)
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         rows.append((prompt, tokenizer(list(ANSWERS.values())[index % 2])["input_ids"] + [tokenizer.eos_token_id]))
         length = max(length, len(prompt) + len(rows[-1][1]))

@@ -22,6 +22,7 @@ from tiny import tiny_rows, write_dataset
 from grpo.__main__ import main
 from grpo.config import SFTDataConfig
 from grpo.console import guarded
+from grpo.prompt_builder import DEFAULT_FIELDS
 from grpo.records import GRPODataEntry, read_rows
 from grpo.replay import simulate_rows, simulate_run
 from grpo.sft_data import make_sft_data
@@ -37,9 +38,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write_configs()
         _write_scenarios()
         _write_datasets()
-        Path("model").mkdir()
-        Path("model/config.json").write_text("{}")
-        Path("weightless").mkdir()
+        _write_models()
+        _write_steps()
         Path("nothing").mkdir()
         Path("in_the_way").write_text("a file")
         Path("earlier").mkdir()
@@ -90,6 +90,36 @@ def _write_datasets() -> None:
         make_sft_data(SFTDataConfig(dataset_path="data", output_path="sft/sft.json"))
     rows = json.loads(Path("sft/sft.json").read_text())
     Path("sft_short.json").write_text(json.dumps([*rows[:2], {"id": "x"}]))
+
+
+def _write_models() -> None:
+    Path("weightless").mkdir()
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    for name, card in {
+        "chinese": {"prompt_language": "zh", "prompt_fields": list(DEFAULT_FIELDS)},
+        "few_fields": {"prompt_language": "en", "prompt_fields": ["queue", "wait"]},
+        "unknown_field": {"prompt_language": "en", "prompt_fields": ["queue", "speed"]},
+        "old_card": {"prompt_language": "en"},
+    }.items():
+        shutil.copytree("model", name)
+        Path(name, "scu_tsc.json").write_text(json.dumps(card))
+
+
+def _write_steps() -> None:
+    """Folders of steps: the first of each would write into ``earlier``."""
+    first = "output_dir: earlier\nif_finished: move_aside\ntrain: 1\nduration_seconds: 120\n"
+    for name, second in {
+        "steps_named": ("2_generat.yaml", "seed: 1\n"),
+        "steps_unnumbered": ("generate.yaml", "seed: 1\n"),
+        "steps_lettered": ("b_generate.yaml", "seed: 1\n"),
+        "steps_typo": ("2_generate.yaml", "sede: 1\n"),
+        "steps_range": ("2_sft.yaml", "seed: -1\n"),
+        "steps_cut": ("2_train.yaml", "report_to: [none\n"),
+    }.items():
+        Path(name).mkdir()
+        Path(name, "1_scenarios.yaml").write_text(first)
+        Path(name, second[0]).write_text(second[1])
 
 
 @pytest.fixture
@@ -144,6 +174,7 @@ def in_a_process(command: str, limit_bytes: int | None = None) -> tuple[int, str
 # ---------------------------------------------------------------------- found before anything is touched
 
 TO_EARLIER = {
+    "pipeline": "",
     "scenarios": "--output-dir earlier --if-finished move_aside",
     "generate": "--output-dir earlier --if-finished move_aside",
     "base-model": "--output-dir earlier --if-finished move_aside",
@@ -167,25 +198,44 @@ REFUSED = [
     ("scenarios --train 0", "flag --train: train: got '0': ... greater than or equal to 1"),
     ("scenarios --trian 3", "flag --trian: unknown key 'trian'; did you mean 'train'?"),
     ("base-model --hidden-size 33", "hidden_size: got '33': ... multiple of 32"),
-    ("generate --scenarios cross --rollout-policy gap_presure", "no rule policy 'gap_presure'; the rules are max_"),
-    ("generate --scenarios cross --behaviour-policy nobody", "no rule policy 'nobody'; the rules are max_"),
+    ("generate --scenarios cross --rollout-policy gap_presure", "policy 'gap_presure': not a rule (max_"),
+    ("generate --scenarios cross --behaviour-policy nobody", "policy 'nobody': not a rule (max_"),
     ("evaluate --scenario cross --policy max_presure", "no policy 'max_presure'; did you mean 'max_pressure'?"),
     ("evaluate --scenario cross --seeds one", "seeds: got 'one': ... integer"),
+    ("train --prompt-fields queue speed", "prompt_fields: unknown speed; choose from lanes, "),
+    ("sft-data --prompt-fields queue queue", "prompt_fields: empty, or one field twice; choose from lanes, "),
+    ("sft-data --prompt-language fr", "prompt_language: got 'fr': ... 'en' or 'zh'"),
+    ("sft-data --min-advantage 5", "flag --min-advantage: unknown key 'min_advantage'"),
+    # steps
+    ("pipeline absent", "absent: holds no NUMBER_STAGE.yaml; give a folder such as config/demo"),
+    ("pipeline nothing", "nothing: holds no NUMBER_STAGE.yaml"),
+    ("pipeline cross/cross.sumocfg", "cross.sumocfg: holds no NUMBER_STAGE.yaml"),
+    ("pipeline steps_named", "2_generat.yaml: is not named NUMBER_STAGE.yaml with a stage of scenarios, "),
+    ("pipeline steps_unnumbered", "steps_unnumbered/generate.yaml: is not named NUMBER_STAGE.yaml"),
+    ("pipeline steps_lettered", "b_generate.yaml: is not named NUMBER_STAGE.yaml"),
+    ("pipeline steps_typo", "2_generate.yaml: unknown key 'sede'; did you mean 'seed'?"),
+    ("pipeline steps_range", "2_sft.yaml: seed: got -1: "),
+    ("pipeline steps_cut", "2_train.yaml: line 2: malformed YAML"),
     # model
     ("train --dataset-path data", "model/sft_model: no such model folder; ... `grpo sft`"),
     ("train --model-path weightless --dataset-path data", "weightless: holds neither config.json nor"),
+    ("train --model-path chinese --dataset-path data", "prompt_language, prompt_fields: chinese was taught zh with"),
+    ("train --model-path few_fields --dataset-path data", "few_fields was taught en with queue, wait; set the two"),
+    ("train --model-path unknown_field --dataset-path data", "unknown_field/scu_tsc.json: ... unknown speed"),
+    ("train --model-path old_card --dataset-path data", "old_card/scu_tsc.json: ... train the model again"),
     ("train --model-path in_the_way --dataset-path data", "in_the_way: is a file; give the folder"),
     ("sft --model-path models/absent --dataset-path sft/sft.json", "models/absent: no such model folder; "),
     ("evaluate --scenario cross --policy models/absent", "models/absent: no such model folder; ... `grpo train`"),
     # dataset
     ("sft-data --dataset-path absent", "absent: no such dataset; make it with `grpo generate"),
     ("sft-data --dataset-path nothing", "nothing: holds no grpo_dataset.json; make one with `grpo generate"),
-    ("sft-data --dataset-path no_rows", "no_rows: of 0 rows"),
+    ("sft-data --dataset-path no_rows", "no_rows: none of 0 rows has outcomes; run `grpo generate`"),
     ("sft-data --dataset-path no_prompt", "no_prompt/grpo_dataset.json: row 1, field 'prompt'"),
     ("sft-data --dataset-path wrong_type", "wrong_type/grpo_dataset.json: row 0, field 'min_green'"),
     ("sft-data --dataset-path object", "object/grpo_dataset.json: holds a JSON dict, expected a list"),
     ("sft-data --dataset-path cut.json", "cut.json: line 2: not valid JSON"),
-    ("sft-data --dataset-path unknown", "unknown: of 12 rows 12 have no outcomes"),
+    ("sft-data --dataset-path unknown", "unknown: none of 12 rows has outcomes"),
+    ("sft-data --dataset-path data --full-advantage 1e12", "data: no row differs by enough for full_advantage = 1e+12"),
     ("sft --dataset-path absent.json", "absent.json: cannot be read (No such file or directory); ... `grpo sft-data`"),
     ("sft --dataset-path sft_short.json", "sft_short.json: row 2, field 'split'"),
     ("sft --dataset-path no_rows/grpo_dataset.json", "grpo_dataset.json: has no row of the split 'train'"),

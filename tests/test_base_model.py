@@ -12,18 +12,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import phase_metrics
 
 from grpo.__main__ import main as grpo
-from grpo.base_model import Batches, collate, decision_example, fact_example, fact_words, measure
+from grpo.base_model import (
+    FACTS_PROMPT,
+    Batches,
+    collate,
+    decision_example,
+    fact_example,
+    fact_words,
+    forms_of,
+    measure,
+)
 from grpo.config import BaseModelConfig
 from grpo.errors import OutputError
-from grpo.model import load_for_inference, resolve_model
-from grpo.prompt_builder import ANSWERS, SYSTEM_PROMPT, build_messages, build_prompt
-from grpo.records import Observation, PhaseMetrics
+from grpo.model import load_for_inference
+from grpo.model_folder import EMBEDDED, prompt_form_of, resolve_model
+from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, ask, build_prompt, system_prompt
+from grpo.records import Observation
 from grpo.synthetic_states import draw_states, facts, prior
 from grpo.tokenizer_builder import build_tokenizer
 
-SHIPPED = Path(resolve_model("embedded"))
+SHIPPED = Path(resolve_model(EMBEDDED))
+FORMS = forms_of(BaseModelConfig())
 TINY = ["--hidden-size", "32", "--intermediate-size", "32", "--layers", "1", "--batch-size", "4"]
 TINY += ["--fact-steps", "6", "--decision-steps", "4", "--evaluation-states", "16"]
 
@@ -31,19 +43,22 @@ TINY += ["--fact-steps", "6", "--decision-steps", "4", "--evaluation-states", "1
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """The tokenizer as it is built."""
-    return build_tokenizer(fact_words())
+    return build_tokenizer(FORMS, fact_words(DEFAULT_FIELDS))
 
 
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Any, Any]:
     """The shipped model and tokenizer."""
-    return load_for_inference("embedded", "cpu")
+    return load_for_inference(EMBEDDED, "cpu")
 
 
 def observation(**changes: Any) -> Observation:
     """Two phases; the current one has 4 standing and 2 arriving vehicles on 2 lanes."""
-    phases = {"0": PhaseMetrics(2, 4, 3, 2, 1, 9, 0), "2": PhaseMetrics(2, 7, 5, 1, 4, 33, 2)}
-    return replace(Observation("J1", 90.0, ("0", "2"), "0", 10, 5, 60, 5, phases), **changes)
+    phases = {
+        "0": phase_metrics(lanes=2, queue=4, max_lane_queue=3, arriving=2, approaching=1, wait=9),
+        "2": phase_metrics(lanes=2, queue=7, max_lane_queue=5, arriving=1, approaching=4, wait=33, downstream=2),
+    }
+    return replace(Observation("J1", 90.0, ("0", "2"), "0", 10, 5, 60, 5, 3, phases), **changes)
 
 
 # ---------------------------------------------------------------------- tokenizer
@@ -57,7 +72,10 @@ def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
         assert tokenizer.decode(tokenizer(composed)["input_ids"]) == composed
 
 
-@pytest.mark.parametrize("text", [*map(str, (0, 7, 10, 99, 100, 999)), *SYSTEM_PROMPT.values(), "yes", "no"])
+WHOLE_WORDS = [*map(str, (0, 7, 10, 99, 100, 999)), *map(system_prompt, FORMS), "yes", "no", FACTS_PROMPT, " served="]
+
+
+@pytest.mark.parametrize("text", WHOLE_WORDS)
 def test_whole_words_are_one_token(tokenizer: Any, text: str) -> None:
     assert len(tokenizer(text)["input_ids"]) == 1
 
@@ -67,10 +85,10 @@ def test_long_numbers_are_read_in_threes(tokenizer: Any) -> None:
 
 
 def test_a_decision_is_short_and_its_answer_branches_once(tokenizer: Any) -> None:
-    for language in ("en", "zh"):
-        messages = build_messages(build_prompt(observation()), language)
+    for form in FORMS:
+        messages = ask(observation(), form)
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert len(prompt) < 70
+        assert len(prompt) < 75
         answers = []
         for text in ANSWERS.values():
             whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": text}])["input_ids"]
@@ -84,11 +102,8 @@ def test_a_decision_is_short_and_its_answer_branches_once(tokenizer: Any) -> Non
 def test_every_loader_gives_the_same_tokens(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-    text = tokenizer.apply_chat_template(
-        build_messages(build_prompt(observation(junction_id="Königstraße 中")), "zh"),
-        add_generation_prompt=True,
-        tokenize=False,
-    )
+    messages = ask(observation(junction_id="Königstraße 中"), FORMS[1])
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     expected = tokenizer(text)["input_ids"]
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes))
@@ -113,7 +128,7 @@ def test_every_loader_gives_the_same_tokens(tokenizer: Any, tmp_path: Path) -> N
 def test_states_are_what_real_ones_can_be() -> None:
     states = draw_states(np.random.default_rng(3), 500)
     assert states == draw_states(np.random.default_rng(3), 500)
-    assert {len(state.phases) for state in states} == {2, 3, 4, 5, 6}
+    assert {len(state.phases) for state in states} == {2, 3, 4, 5, 6, 7, 8}
     for state in states:
         assert sorted(state.phases) == sorted(state.phase_order)
         assert next(iter(state.phases)) == state.current_phase_id
@@ -122,21 +137,43 @@ def test_states_are_what_real_ones_can_be() -> None:
             assert phase.lanes >= 1 and min(phase.queue, phase.arriving, phase.approaching, phase.downstream) >= 0
             assert phase.max_lane_queue <= phase.queue <= phase.max_lane_queue * phase.lanes
             assert (phase.wait > 0) == (phase.queue > 0)
-        json.loads(build_prompt(state))
+            assert phase.soon <= phase.approaching and phase.rolling <= phase.arriving + phase.approaching
+            assert phase.exclusive <= phase.queue + phase.arriving + phase.approaching
+            assert phase.downstream_queue <= phase.downstream
+        json.loads(build_prompt(state, tuple(PHASE_FIELDS)))
+    every = [phase for state in states for phase in state.phases.values()]
+    assert all(any(getattr(phase, name) for phase in every) for name in PHASE_FIELDS)
 
 
 def test_facts_of_a_known_state() -> None:
-    known = facts(observation())
-    expected = {"queue": 4, "coming": 6, "left": 50, "others": 1, "most_queue": 7, "most_queue_at": 1}
-    expected |= {"sum_coming": 8, "most_wait": 33, "queue_minus_most": -3, "served": 5, "away": 16}
+    known = facts(observation(), DEFAULT_FIELDS)
+    expected = {"queue": 4, "coming": 6, "left": 50, "others": 1, "most_queue": 7, "most_queue_at": 1, "transition": 3}
+    expected |= {"sum_coming": 8, "most_wait": 33, "queue_minus_most": -3, "served": 5, "away": 13}
     assert {name: known[name] for name in expected} == expected
+    slower = facts(observation(transition_seconds=6), DEFAULT_FIELDS)
+    assert (slower["transition"], slower["away"]) == (6, 19)
+
+
+@given(st.lists(st.sampled_from(list(PHASE_FIELDS)), min_size=1, unique=True), st.integers(0, 999))
+def test_facts_are_asked_of_told_fields_alone(fields: list[str], value: int) -> None:
+    state = observation()
+    known = facts(state, fields)
+    assert all(name in known for field in fields for name in (field, f"next_{field}"))
+    for hidden in set(PHASE_FIELDS) - set(fields):
+        phases = {name: replace(phase, **{hidden: max(1, value)}) for name, phase in state.phases.items()}
+        assert facts(replace(state, phases=phases), fields) == known, hidden
+    assert set(fact_words(fields)) == {FACTS_PROMPT, *(f" {name}=" for name in known)}
+    asked = fact_example(state, np.random.default_rng(0), fields, asked=99)
+    assert sorted(asked[1].split()) == sorted(f"{name}={number}" for name, number in known.items())
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_prior_follows_the_queues(mine: int, theirs: int) -> None:
     def chance(own: int, other: int) -> float:
-        phases = {"0": PhaseMetrics(2, own, own, 0, 0, 5, 0), "2": PhaseMetrics(2, other, other, 0, 0, 5, 0)}
-        return prior(observation(phases=phases))
+        queues = {"0": own, "2": other}
+        return prior(
+            observation(phases={name: phase_metrics(lanes=2, queue=queue, wait=5) for name, queue in queues.items()})
+        )
 
     assert 0 < chance(mine, theirs) < 1
     assert chance(mine + 1, theirs) >= chance(mine, theirs)
@@ -148,14 +185,41 @@ def test_prior_follows_the_queues(mine: int, theirs: int) -> None:
 
 def test_targets_are_answers_only_and_the_branch_is_soft(tokenizer: Any) -> None:
     rng = np.random.default_rng(0)
-    batch = collate(tokenizer, [decision_example(observation(), rng), fact_example(observation(), rng, asked=3)])
+    silent = set(tokenizer.convert_tokens_to_ids(fact_words(DEFAULT_FIELDS)))
+    decision = decision_example(observation(), rng, FORMS)
+    batch = collate(tokenizer, [decision, fact_example(observation(), rng, DEFAULT_FIELDS, asked=3)], silent)
     taught = [tokenizer.decode(row[row != -100]) for row in batch["target"]]
-    assert taught[0] == ANSWERS["yes"] + "<|im_end|>"
+    assert taught[0] == decision[1] + "<|im_end|>"
     assert "=" not in taught[1] and taught[1].endswith("<|im_end|>")
     parted = (batch["target"] != batch["other"])[0].nonzero().flatten().tolist()
     assert len(parted) == 1
-    assert tokenizer.decode(batch["other"][0, parted]) == "no"
-    assert float(batch["weight"][0, parted[0]]) == pytest.approx(prior(observation()))
+    assert {tokenizer.decode(batch[name][0, parted]) for name in ("target", "other")} == {"yes", "no"}
+    assert decision[2] + "<|im_end|>" == tokenizer.decode(batch["other"][0][batch["target"][0] != -100])
+    extend = prior(observation())
+    assert float(batch["weight"][0, parted[0]]) == pytest.approx(
+        extend if decision[1] == ANSWERS["yes"] else 1 - extend
+    )
+
+
+def test_either_answer_is_read_on_as_often_as_the_prior_says_and_some_prompts_are_chinese() -> None:
+    rng = np.random.default_rng(4)
+    examples = [decision_example(observation(), rng, FORMS) for _ in range(400)]
+    extend = prior(observation())
+    assert 0.1 < extend < 0.9
+    assert {(answer, other) for _, answer, other, _ in examples} == {
+        tuple(ANSWERS.values()),
+        tuple(ANSWERS.values())[::-1],
+    }
+    assert np.mean([answer == ANSWERS["yes"] for _, answer, _, _ in examples]) == pytest.approx(extend, abs=0.1)
+    chinese = [messages == ask(observation(), FORMS[1]) for messages, *_ in examples]
+    assert 0.05 < np.mean(chinese) < 0.2
+
+
+def test_batches_of_decisions_read_both_answers(tokenizer: Any) -> None:
+    batch = Batches(tokenizer, BaseModelConfig(fact_steps=1, decision_steps=1, batch_size=32))[1]
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    assert {token in batch["ids"][:16] for token in (yes, no)} == {True}
+    assert not {yes, no} & set(batch["ids"][16:].flatten().tolist())  # the other half is asked for facts
 
 
 def test_batches_depend_on_seed_and_step_alone(tokenizer: Any) -> None:
@@ -180,6 +244,7 @@ def test_command_is_reproducible_and_leaves_a_loadable_model(tmp_path: Path, cap
     assert manifest["facts"] == report["facts"]
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert prompt_form_of(tmp_path / "a") == FORMS[0]
     model, tokenizer = load_for_inference(str(tmp_path / "a"), "cpu")
     assert model.config.vocab_size == len(tokenizer)
     with pytest.raises(OutputError, match="finished run"):
@@ -205,8 +270,10 @@ def test_training_learns(tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFi
 def test_shipped_folder_is_small_and_made_by_the_defaults() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4_000_000
     manifest = json.loads((SHIPPED / "manifest.json").read_text())
-    assert manifest["settings"] == BaseModelConfig().to_dict()
+    ours = BaseModelConfig().to_dict()
+    assert manifest["settings"] | {"output_dir": ""} == ours | {"output_dir": ""}
     assert manifest["valid_format"] >= 0.99
+    assert prompt_form_of(SHIPPED) == FORMS[0]
 
 
 def test_shipped_tokenizer_is_the_one_this_code_builds(tokenizer: Any, shipped: tuple[Any, Any]) -> None:
@@ -215,8 +282,12 @@ def test_shipped_tokenizer_is_the_one_this_code_builds(tokenizer: Any, shipped: 
 
 
 def test_shipped_model_knows_its_facts_and_its_format(shipped: tuple[Any, Any]) -> None:
-    measured = measure(*shipped, draw_states(np.random.default_rng(2026), 256), seed=5)
+    states = draw_states(np.random.default_rng(2026), 256)
+    measured = measure(*shipped, states, BaseModelConfig(seed=5))
     assert measured["valid_format"] >= 0.99
-    assert np.mean(list(measured["facts"].values())) > 0.97
-    assert min(measured["facts"].values()) > 0.85
+    known = measured["facts"]
+    assert set(known) == set(facts(states[0], DEFAULT_FIELDS))
+    assert np.mean(list(known.values())) > 0.95
+    assert np.mean([share >= 0.9 for share in known.values()]) > 0.8
+    assert min(known.values()) > 0.6  # the hardest is `away`, a sum over all phases with a floor and a ceiling
     assert measured["prior_agreement_weighted"] > 0.95

@@ -138,10 +138,11 @@ def test_network_to_evaluation_without_the_training_stack(without_training_stack
     make_cross(tmp_path, duration=60)
     commands = (
         ("check", "cross.sumocfg", "--seconds", "30"),
-        ("generate", "--scenarios", "cross.sumocfg", "--output-dir", "data", "--horizon-seconds", "5"),
+        ("generate", "--scenarios", "cross.sumocfg", "--output-dir", "data", "--horizon-seconds", "5",
+         "--rollout-policy", "embedded"),
         ("sft-data", "--dataset-path", "data", "--output-path", "sft/rows.json"),
-        ("evaluate", "--scenario", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "--seeds", "1",
-         "--output", "results"),
+        ("evaluate", "--scenario", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "embedded",
+         "--seeds", "1", "--output", "results"),
     )  # fmt: skip
     for command in commands:
         done = without_training_stack("-m", "grpo", *command, cwd=tmp_path)
@@ -160,8 +161,8 @@ def test_network_to_evaluation_without_the_training_stack(without_training_stack
         ("trian", "did you mean 'train'?"),
         ("sftdata", "did you mean 'sft-data'?"),
         ("evaluation", "did you mean 'evaluate'?"),
-        ("xyz", "the stages are demo, scenarios, "),
-        ("--config", "the stages are demo, scenarios, "),
+        ("xyz", "the stages are pipeline, scenarios, "),
+        ("--config", "the stages are pipeline, scenarios, "),
     ],
 )
 def test_unknown_stage_gets_a_suggestion(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +177,7 @@ def test_missing_config_is_one_line_and_exit_code_2(
     stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flag = {"demo": ["--configs"], "check": []}.get(stage, ["--config"])
+    flag = {"pipeline": [], "check": []}.get(stage, ["--config"])
     assert guarded(importlib.import_module(f"grpo.{STAGES[stage][0]}").main, [*flag, "absent"]) == 2
     shown = capsys.readouterr()
     lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
@@ -185,7 +186,7 @@ def test_missing_config_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("demo", "check", "merge")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("pipeline", "check", "merge")])
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

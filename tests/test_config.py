@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 
 import grpo.config as config_module
 from grpo.__main__ import STAGES
-from grpo.config import EvaluationConfig, GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
+from grpo.config import (
+    BaseModelConfig,
+    BenchmarkConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    GRPOTrainingConfig,
+    SFTDataConfig,
+    SFTTrainingConfig,
+    load_config,
+)
 from grpo.errors import ConfigError
 from grpo.settings import StageConfig, parse_config, read_config
 
@@ -33,9 +43,10 @@ SPECIAL = {
     "format_partial": -0.25,
     "format_invalid": -4.0,
     "format_regex": "(yes|no)",
+    "prompt_fields": ["wait", "queue"],
     "shard": "2/3",
 }
-"""Other values of fields that a rule ties to another field."""
+"""Other values of fields that a rule ties to another field, or to a list of names."""
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 
@@ -152,9 +163,12 @@ def test_frozen(cls: type[StageConfig]) -> None:
 def test_every_key_does_something(cls: type[StageConfig], field: dataclasses.Field[Any]) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in (PROJECT / "grpo").glob("*.py")}
     stage = PROJECT / "grpo" / f"{STAGES[cls.STAGE][0]}.py"
-    imported = re.compile(rf"from \.config import (\([^)]*|[^(\n]*)\b{cls.__name__}\b")
+    owners = [owner.__name__ for owner in cls.__mro__ if issubclass(owner, StageConfig) and owner is not StageConfig]
+    imported = re.compile(rf"from \.config import (\([^)]*|[^(\n]*)\b({'|'.join(owners)})\b")
     readers = [text for path, text in texts.items() if path == stage or imported.search(text)]
-    used = re.compile(rf"(config\.|[\"']){field.name}\b")
+    views = {name: view.fget for name, view in inspect.getmembers(cls, lambda value: isinstance(value, property))}
+    names = [field.name, *(name for name, get in views.items() if f"self.{field.name}" in inspect.getsource(get))]
+    used = re.compile(rf"(config\.|[\"'])({'|'.join(names)})\b")
     assert any(used.search(text) for text in readers), f"nothing reads {cls.__name__}.{field.name}"
 
 
@@ -244,6 +258,11 @@ def test_a_key_that_is_no_text_is_unknown(tmp_path: Path) -> None:
         (GRPOConfig, {"cost_weights": {"delay": 1}}, "the terms are delay_veh_s, "),
         (GRPOConfig, {"max_green": 8}, "at least min_green + extend_seconds = 10"),
         (EvaluationConfig, {"max_green": 8}, "at least min_green + extend_seconds"),
+        (BenchmarkConfig, {"max_green": 8}, "at least min_green + extend_seconds"),
+        (GRPOTrainingConfig, {"prompt_fields": ["queue", "speed"]}, "prompt_fields: unknown speed; choose from lanes"),
+        (SFTDataConfig, {"prompt_fields": ["speed", "queue"]}, "prompt_fields: unknown speed; choose from "),
+        (BaseModelConfig, {"prompt_fields": []}, "prompt_fields: empty, or one field twice; choose from lanes, "),
+        (SFTDataConfig, {"prompt_fields": ["queue", "queue"]}, "prompt_fields: empty, or one field twice"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -341,8 +360,10 @@ def test_any_value_gives_a_config_or_names_its_field(name: str, value: Any) -> N
 
 
 def class_of(path: Path) -> type[StageConfig]:
-    """``grpo_config.yaml`` holds the settings of training; every other file is named after its stage."""
-    stage = "train" if path.name == "grpo_config.yaml" else path.stem.removesuffix("_config").replace("_", "-")
+    """``grpo_config.yaml`` holds the settings of training; every other file is named after its stage, and in a folder
+    of steps numbered."""
+    stage = "train" if path.name == "grpo_config.yaml" else path.stem.removesuffix("_config")
+    stage = re.sub(r"^\d+_", "", stage) if path.parent.name != "config" else stage
     assert stage in CLASSES, f"{path}: is named after no stage"
     return CLASSES[stage]
 

@@ -13,14 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import make_pair
+from tiny import phase_metrics
 
 from grpo.detection import DetectionArea, LaneGraph, PhaseArea, detection_area, measure_phases, reach
 from grpo.records import Observation, PhaseMetrics
-from grpo.signals import Phase, plan_signal
+from grpo.signals import Phase, SignalPlan, plan_signal
 from grpo.sumo_interface import SignalSettings, TrafficSimulation
 from grpo.synthetic import make_scenario
 
 LANES = [f"l{number}" for number in range(8)]
+LIMIT = 14.0  # m/s
+
+
+def lane_graph(
+    length: dict[str, float], behind: dict[str, list[str]], before: dict[str, list[str]], **limit: float
+) -> LaneGraph:
+    """Lanes of one speed limit, but for those given."""
+    return LaneGraph(length, dict.fromkeys(length, LIMIT) | limit, behind, before)
 
 
 @st.composite
@@ -33,7 +42,7 @@ def graphs(draw: st.DrawFn) -> LaneGraph:
     for a, b in sorted(links):
         behind.setdefault(a, []).append(b)
         before.setdefault(b, []).append(a)
-    return LaneGraph(length, behind, before)
+    return lane_graph(length, behind, before)
 
 
 def shortest(graph: LaneGraph, start: str, *, upstream: bool) -> dict[str, float]:
@@ -71,7 +80,7 @@ def test_a_longer_range_sees_no_less(graph: LaneGraph, start: str, distance: int
 
 
 def test_reach_of_a_chain() -> None:
-    graph = LaneGraph({"a": 50.0, "b": 60.0, "c": 70.0}, {"a": ["b"], "b": ["c"]}, {"c": ["b"], "b": ["a"]})
+    graph = lane_graph({"a": 50.0, "b": 60.0, "c": 70.0}, {"a": ["b"], "b": ["c"]}, {"c": ["b"], "b": ["a"]})
     assert reach(graph, "c", 150.0, upstream=True) == {"c": 0.0, "b": 70.0, "a": 130.0}
     assert reach(graph, "c", 130.0, upstream=True) == {"c": 0.0, "b": 70.0}
     assert reach(graph, "c", 30.0, upstream=True) == {"c": 0.0}
@@ -83,7 +92,7 @@ def test_reach_of_a_chain() -> None:
 
 def two_arms(distance: float) -> DetectionArea:
     """West has one lane and a feeder, south has two lanes; both leave to the east, link 1 has two ways."""
-    graph = LaneGraph(
+    graph = lane_graph(
         {"w": 100.0, "w0": 200.0, "s0": 90.0, "s1": 90.0, "e": 40.0, "e1": 500.0, "n": 80.0},
         {"w": ["e"], "w0": ["w"], "e": ["e1"]},
         {"w": ["w0"], "e": ["w"], "e1": ["e"]},
@@ -108,7 +117,7 @@ def test_lanes_of_the_light_are_those_of_its_phases_each_once() -> None:
 
 
 def test_a_lane_that_two_approaches_share_keeps_its_least_distance() -> None:
-    graph = LaneGraph({"a": 50.0, "b": 80.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
+    graph = lane_graph({"a": 50.0, "b": 80.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
     own = [Phase("GG", 10, 10, 10), Phase("yy", 3, 3, 3)]
     plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
     (area,) = detection_area(plan, [[("a", "x")], [("b", "x")]], graph, 200.0).phases
@@ -119,7 +128,7 @@ def test_a_lane_that_two_approaches_share_keeps_its_least_distance() -> None:
 def test_state_longer_than_the_links_is_no_error() -> None:
     own = [Phase("GGG", 10, 10, 10), Phase("yyy", 3, 3, 3)]
     plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
-    graph = LaneGraph({"a": 50.0, "x": 10.0}, {}, {})
+    graph = lane_graph({"a": 50.0, "x": 10.0}, {}, {})
     (area,) = detection_area(plan, [[("a", "x")], []], graph, 100.0).phases
     assert area.incoming == ("a",)
 
@@ -128,7 +137,7 @@ def test_state_longer_than_the_links_is_no_error() -> None:
 
 LENGTH = {"w": 100.0, "v": 100.0, "w0": 200.0, "e": 40.0, "e1": 500.0}
 OFFSET = {"w": 0.0, "v": 0.0, "w0": 100.0}
-ROADS = LaneGraph(LENGTH, {"e": ["e1"]}, {"w": ["w0"]})
+ROADS = lane_graph(LENGTH, {"e": ["e1"]}, {"w": ["w0"]})
 PLAN = plan_signal(
     "J", [Phase("GG", 9, 9, 9), Phase("yy", 3, 3, 3)], min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3
 )  # fmt: skip
@@ -163,7 +172,7 @@ def measure(extend_seconds: int = 5, distance: float = 150.0, **lanes: list[Vehi
 
 
 def test_empty_road() -> None:
-    assert measure() == PhaseMetrics(2, 0, 0, 0, 0, 0, 0)
+    assert measure() == phase_metrics(lanes=2)
 
 
 def test_standing_vehicles_are_the_queue() -> None:
@@ -189,7 +198,7 @@ def test_a_moving_vehicle_arrives_if_its_speed_carries_it_to_the_line(position: 
 
 
 def test_a_feeder_is_counted_for_each_phase_at_its_own_distance() -> None:
-    graph = LaneGraph({"a": 50.0, "b": 120.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
+    graph = lane_graph({"a": 50.0, "b": 120.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
     own = [Phase(state, 10, 10, 10) for state in ("Gr", "yr", "rG", "ry")]
     plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
     area = detection_area(plan, [[("a", "x")], [("b", "x")]], graph, 150.0)
@@ -207,6 +216,66 @@ def test_who_is_out_of_range_is_not_seen() -> None:
     assert measure(w0=[inside], distance=100.0).queue == 0
 
 
+@pytest.mark.parametrize(
+    ("position", "speed", "soon", "rolling"),
+    [
+        (50.0, 10.0, 0, 0),  # arriving is not soon
+        (49.9, 10.0, 1, 0),
+        (0.0, 10.0, 1, 0),
+        (0.0, 9.9, 0, 0),
+        (0.0, 6.9, 0, 1),
+        (99.0, 6.9, 0, 1),  # arriving may be rolling
+        (99.0, 7.0, 0, 0),
+        (99.0, 0.0, 0, 0),  # standing is not rolling
+    ],
+)
+def test_who_comes_soon_and_who_rolls(position: float, speed: float, soon: int, rolling: int) -> None:
+    seen = measure(w=[(position, speed, 0.0)])
+    assert (seen.soon, seen.rolling) == (soon, rolling)
+
+
+def test_rolling_is_judged_by_the_limit_of_its_own_lane() -> None:
+    graph = lane_graph({"a": 50.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"]}, feeder=30.0)
+    area = detection_area(PLAN, [[("a", "x")]], graph, 150.0)
+    vehicles = Vehicles({"a": [(10.0, 10.0, 0.0)], "feeder": [(90.0, 10.0, 0.0), (80.0, 15.0, 0.0)]})
+    (seen,) = measure_phases(area, vehicles.occupied, vehicles, distance=150.0, extend_seconds=5)
+    assert seen.rolling == 1
+
+
+def test_standing_behind_the_junction() -> None:
+    seen = measure(e=[(1.0, 0.0, 4.0), (9.0, 0.05, 0.0), (20.0, 0.1, 0.0)], e1=[(110.0, 0.0, 1.0), (110.1, 0.0, 1.0)])
+    assert (seen.downstream, seen.downstream_queue) == (4, 3)
+
+
+def two_phases(*states: str) -> DetectionArea:
+    """Link 0 leaves lane a, link 1 lane b, link 2 lane c; a road behind b feeds it."""
+    graph = lane_graph(dict.fromkeys(("a", "b", "c"), 50.0) | {"b0": 100.0, "x": 10.0}, {}, {"b": ["b0"]})
+    own = [Phase(state, 10, 10, 10) for green in states for state in (green, green.replace("G", "y").replace("g", "y"))]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    return detection_area(plan, [[("a", "x")], [("b", "x")], [("c", "x")]], graph, 150.0)
+
+
+def test_exclusive_are_those_that_no_other_phase_would_serve() -> None:
+    area = two_phases("GGr", "rGG")
+    standing, moving, out_of_range = (40.0, 0.0, 1.0), (10.0, 9.0, 0.0), (0.0, 9.0, 0.0)
+    vehicles = Vehicles({"a": [standing, moving], "b": [standing] * 3, "b0": [moving, out_of_range], "c": [moving]})
+    first, second = measure_phases(area, vehicles.occupied, vehicles, distance=150.0, extend_seconds=5)
+    assert (first.queue, second.queue) == (4, 3)
+    assert (first.exclusive, second.exclusive) == (2, 1)
+    alone, other = measure_phases(
+        two_phases("GGr", "rrG"), vehicles.occupied, vehicles, distance=140.0, extend_seconds=5
+    )
+    assert (alone.exclusive, other.exclusive) == (6, 1), "all within range, standing or not"
+
+
+def test_yielding_are_the_movements_that_give_way() -> None:
+    area = two_phases("gGg", "rGG")
+    assert area.yielding == (2, 0)
+    vehicles = Vehicles({})
+    seen = measure_phases(area, vehicles.occupied, vehicles, distance=150.0, extend_seconds=5)
+    assert [metrics.yielding for metrics in seen] == [2, 0]
+
+
 vehicle = st.tuples(st.integers(0, 100).map(float), st.floats(0, 40), st.floats(0, 1000))
 
 
@@ -222,6 +291,9 @@ def test_everybody_in_range_is_counted_once(vehicles: dict[str, list[Vehicle]], 
     assert seen.queue + seen.arriving + seen.approaching == len(in_range)
     assert seen.max_lane_queue <= seen.queue <= 2 * seen.max_lane_queue
     assert seen.wait == int(max((stood for stood, speed in in_range if speed < 0.1), default=0))
+    assert seen.exclusive == len(in_range), "the only phase"
+    assert seen.soon <= seen.approaching and seen.rolling <= seen.arriving + seen.approaching
+    assert seen.downstream_queue <= seen.downstream
     later = measure(extend + 1, 150.0, **vehicles)
     assert later.arriving >= seen.arriving and later.queue == seen.queue
 
@@ -250,41 +322,68 @@ class PlainDetection:
             for following in behind[name]:
                 if (name, following) not in signalled:
                     before.setdefault(following, []).append(name)
-        self.graph = LaneGraph({name: lane.getLength(name) for name in lane.getIDList()}, behind, before)
+        length = {name: lane.getLength(name) for name in lane.getIDList()}
+        self.graph = LaneGraph(length, {name: lane.getMaxSpeed(name) for name in length}, behind, before)
 
     def phases(self, observation: Observation) -> dict[str, PhaseMetrics]:
         groups = self.links[observation.junction_id]
         states = {green.id: green.state for green in self.simulation.plans[observation.junction_id].greens}
-        return {
-            name: self.metrics([link for i, char in enumerate(states[name]) if char in "Gg" for link in groups[i]])
+        served = {
+            name: [link for i, char in enumerate(states[name]) if char in "Gg" for link in groups[i]]
             for name in observation.phases
         }
+        before = {name: set(self.before(links)) for name, links in served.items()}
+        return {
+            name: self.metrics(
+                links, set().union(*(before[other] for other in before if other != name)), states[name].count("g")
+            )
+            for name, links in served.items()
+        }
 
-    def metrics(self, served: Sequence[Sequence[str]]) -> PhaseMetrics:
+    def before(self, served: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Lanes before the stop lines, each with its least distance to one."""
+        found = [self.near(start, upstream=True) for start in {link[0] for link in served}]
+        return {lane: min(f[lane] for f in found if lane in f) for f in found for lane in f}
+
+    def metrics(self, served: Sequence[Sequence[str]], of_others: set[str], yielding: int) -> PhaseMetrics:
         vehicle, settings = self.sumo.vehicle, self.simulation.settings
         incoming = {link[0] for link in served}
         found = {start: self.near(start, upstream=True) for start in incoming}
-        offset = {lane: min(f[lane] for f in found.values() if lane in f) for f in found.values() for lane in f}
+        offset = self.before(served)
         exits = [self.near(link[1], upstream=False) for link in served]
         standing: list[str] = []
-        arriving = approaching = downstream = 0
+        seen = dict.fromkeys(
+            ("arriving", "approaching", "soon", "rolling", "exclusive", "downstream", "downstream_queue"), 0
+        )
         wait = 0.0
         for name in vehicle.getIDList():
             lane, position, speed = vehicle.getLaneID(name), vehicle.getLanePosition(name), vehicle.getSpeed(name)
             ways = [f[lane] + position for f in exits if lane in f]
-            downstream += bool(ways) and min(ways) <= settings.detection_range
+            if ways and min(ways) <= settings.detection_range:
+                seen["downstream"] += 1
+                seen["downstream_queue"] += speed < 0.1
             gap = offset.get(lane, float("inf")) + self.graph.length.get(lane, 0.0) - position
             if gap > settings.detection_range:
                 continue
+            seen["exclusive"] += lane not in of_others
             if speed < 0.1:
                 standing.append(lane)
                 wait = max(wait, vehicle.getWaitingTime(name))
-            elif gap <= speed * settings.extend_seconds:
-                arriving += 1
+                continue
+            seen["rolling"] += speed < self.graph.limit[lane] / 2
+            if gap <= speed * settings.extend_seconds:
+                seen["arriving"] += 1
             else:
-                approaching += 1
-        fullest = max(sum(lane in f for lane in standing) for f in found.values())
-        return PhaseMetrics(len(incoming), len(standing), fullest, arriving, approaching, int(wait), downstream)
+                seen["approaching"] += 1
+                seen["soon"] += gap <= 2 * speed * settings.extend_seconds
+        return PhaseMetrics(
+            lanes=len(incoming),
+            queue=len(standing),
+            max_lane_queue=max(sum(lane in f for lane in standing) for f in found.values()),
+            wait=int(wait),
+            yielding=yielding,
+            **seen,
+        )
 
     def near(self, start: str, *, upstream: bool) -> dict[str, float]:
         every = shortest(self.graph, start, upstream=upstream)
@@ -305,8 +404,18 @@ def _network(kind: str, folder: Path) -> Path:
     return sumocfg
 
 
+def transition_of(plan: SignalPlan, current: str) -> int:
+    """Seconds that the plan's own phases lie between this green and the next."""
+    places = {green.id: green.index for green in plan.greens}
+    seconds, place = 0, (places[current] + 1) % len(plan.phases)
+    while place not in places.values():
+        seconds += int(plan.phases[place].duration)
+        place = (place + 1) % len(plan.phases)
+    return seconds
+
+
 @pytest.mark.parametrize("detection_range", [40.0, 150.0, 500.0])
-@pytest.mark.parametrize("kind", ["pair", "cross_protected", "grid"])
+@pytest.mark.parametrize("kind", ["pair", "cross", "cross_protected", "star", "grid"])
 def test_observations_are_those_of_the_plainest_count(kind: str, detection_range: float, tmp_path: Path) -> None:
     random = Random(1)
     seen: list[Any] = []
@@ -316,8 +425,13 @@ def test_observations_are_those_of_the_plainest_count(kind: str, detection_range
         while not simulation.finished:
             for observation in simulation.due():
                 assert observation.phases == plain.phases(observation)
+                plan = simulation.plans[observation.junction_id]
+                assert observation.transition_seconds == transition_of(plan, observation.current_phase_id)
                 seen += observation.phases.values()
                 simulation.apply(observation.junction_id, "yes" if random.random() < 0.7 else "no")
             simulation.step()
-    for name in ("queue", "max_lane_queue", "arriving", "approaching", "wait", "downstream"):
-        assert any(getattr(metrics, name) for metrics in seen), f"this traffic shows nothing of {name}"
+    for field in dataclasses.fields(PhaseMetrics):
+        # nobody gives way where every turn is protected, nor stands behind a junction without another light in sight
+        absent = {"yielding": kind == "cross_protected", "downstream_queue": kind not in ("pair", "grid")}
+        if not absent.get(field.name, False) and not (field.name == "downstream_queue" and detection_range < 100):
+            assert any(getattr(metrics, field.name) for metrics in seen), f"this traffic shows nothing of {field.name}"

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from networks import make_cross, make_pair
 
-from grpo import evaluation
+from grpo import episode, evaluation
 from grpo.__main__ import main
-from grpo.baselines import make_rule_policy
+from grpo.baselines import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
 from grpo.config import EvaluationConfig
 from grpo.console import guarded
+from grpo.counterfactual import Horizon
 from grpo.episode import Episode, run_episode
 from grpo.errors import ConfigError, GrpoError, ModelError, ScenarioError
-from grpo.records import Decision, EpisodeResult, Observation
+from grpo.forks import in_fork
+from grpo.records import Action, Decision, EpisodeResult, Observation
 from grpo.report import MEASURES
 from grpo.sumo_interface import SignalSettings
+from grpo.tripinfo import TripMeasures
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 
@@ -66,13 +71,13 @@ def test_every_policy_drives_every_scenario_with_every_seed(finished: Path) -> N
     assert [(e["scenario"], e["policy"], e["seed"]) for e in found["episodes"]] == [
         (scenario, policy, seed) for scenario in ("cross", "pair") for policy in policies for seed in (1, 2)
     ]
-    for episode in found["episodes"]:
-        assert episode["error"] is None
-        assert episode["throughput_veh"] > 20
-        assert 0 < episode["avg_delay_s"] < episode["avg_travel_time_s"]
-        asked = episode["policy"] in ("max_pressure", "random")
-        assert (episode["decisions"] > 10) is asked
-        assert (episode["decision_ms_p99"] is not None) is asked
+    for run in found["episodes"]:
+        assert run["error"] is None
+        assert run["throughput_veh"] > 20
+        assert 0 < run["avg_delay_s"] < run["avg_travel_time_s"]
+        asked = run["policy"] in ("max_pressure", "random")
+        assert (run["decisions"] > 10) is asked
+        assert (run["decision_ms_p99"] is not None) is asked
     assert {e["scenario"] for e in found["summary"]} == {"cross", "pair", "all"}
     assert all(e["n"] == (4 if e["scenario"] == "all" else 2) for e in found["summary"])
 
@@ -180,6 +185,16 @@ def test_bad_input_is_one_line_and_writes_nothing(flags, said, scenarios, tmp_pa
     assert len(errors) == 1
     assert said in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cross", "pair"])
+def test_every_baseline_drives(name, scenarios: Path, tmp_path: Path) -> None:
+    assert evaluate(scenarios / name, tmp_path / "out", "--policy", *BASELINES, "--seeds", 1) == 0
+    found = {e["policy"]: e for e in read(tmp_path / "out")["episodes"]}
+    assert [e["error"] for e in found.values()] == [None] * len(BASELINES)
+    assert len({found[policy]["avg_delay_s"] for policy in PROGRAM_POLICIES}) == len(PROGRAM_POLICIES)
+    assert found[ROLLOUT]["decisions"] > 10 and found[ROLLOUT]["decision_ms_p50"] > 0
+    assert found[ROLLOUT]["avg_delay_s"] < found["random"]["avg_delay_s"]
 
 
 # ---------------------------------------------------------------------- with a stand-in for the workers
@@ -361,6 +376,56 @@ def test_time_to_teleport_reaches_sumo(scenarios: Path, tmp_path: Path) -> None:
     }
     assert teleports[-1].measures.teleports == 0
     assert teleports[60].measures.teleports > 0
+
+
+class Asked:
+    """The other end of a simulation's connection: answers with the actions given, in their order."""
+
+    def __init__(self, answers: Sequence[list[Action]] = ()) -> None:
+        self._answers = iter(answers)
+
+    def poll(self) -> bool:
+        return False
+
+    def send(self, message: object) -> None:
+        pass
+
+    def recv(self) -> list[Action]:
+        return next(self._answers)
+
+
+def test_a_run_that_forks_is_the_run_that_takes_the_same_decisions(scenarios: Path, tmp_path: Path) -> None:
+    """Branches must leave no trace in the output files, whose buffers run full in them."""
+    searching = Episode(
+        scenarios / "pair" / "pair.sumocfg",
+        1,
+        "controlled",
+        SignalSettings(),
+        -1,
+        Horizon("delay_balance", 30, "network"),
+    )
+    folders = tmp_path / "forking", tmp_path / "plain"
+    for folder in folders:
+        folder.mkdir()
+
+    def forking() -> tuple[TripMeasures, list[list[Action]]]:
+        taken: list[list[Action]] = []
+        search = episode.better_actions
+
+        def noting(*args: Any) -> list[Action]:
+            taken.append(search(*args))
+            return taken[-1]
+
+        episode.better_actions = noting
+        return episode.simulate(searching, folders[0], Asked()), taken
+
+    measures, taken = in_fork(forking, timeout_s=120)
+    plain = replace(searching, search=None)
+    assert in_fork(partial(episode.simulate, plain, folders[1], Asked(taken)), timeout_s=120) == measures
+    assert {action for actions in taken for action in actions} == {"yes", "no"}
+    trips = [ElementTree.parse(folder / "tripinfo.xml").getroot() for folder in folders]
+    assert len(trips[0]) > 20
+    assert ElementTree.tostring(trips[0]) == ElementTree.tostring(trips[1])
 
 
 # ---------------------------------------------------------------------- published figures

@@ -433,7 +433,7 @@ def nothing_is_lost(before: dict[Path, Any], after: dict[Path, Any]) -> bool:
 
 def test_files_that_outgrow_the_disk(place: Place, reference: Reference) -> None:
     """The journal is too large, then a part, then a dataset."""
-    for limit, last in ((12_000, "jsonl"), (40_000, "part-"), (60_000, "grpo_dataset.json")):
+    for limit, last in ((20_000, "jsonl"), (58_500, "part-"), (90_000, "grpo_dataset.json")):
         before = progress(place)
         result = place.run(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # noqa: B023
         refused(result, "File too large")

@@ -18,17 +18,16 @@ from grpo.model import (
     choose_optimizer,
     load_for_inference,
     load_for_training,
-    prompt_language_of,
-    resolve_model,
     save_merged,
 )
-from grpo.prompt_builder import build_messages
+from grpo.model_folder import SHIPPED, prompt_form_of, resolve_model
+from grpo.prompt_builder import PromptForm, build_messages
 
 
 def logits(model: Any, tokenizer: Any) -> Any:
     import torch
 
-    prompts = [build_messages(row.prompt, "en") for row in tiny_rows(8, seed=3)]
+    prompts = [build_messages(row.prompt) for row in tiny_rows(8, seed=3)]
     batch = tokenizer.apply_chat_template(
         prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
@@ -75,10 +74,12 @@ def test_a_folder_without_a_model_and_a_file_are_refused(here: Path) -> None:
         resolve_model("file.bin")
 
 
-def test_a_missing_embedded_model_names_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_EMBEDDED_FOLDER", tmp_path)
-    with pytest.raises(ModelError, match="grpo base-model"):
-        resolve_model("embedded")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_missing_shipped_model_says_what_to_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(resolve_model(name)) == SHIPPED[name]
+    monkeypatch.setitem(SHIPPED, name, tmp_path)
+    with pytest.raises(ModelError, match="make pretrained"):
+        resolve_model(name)
 
 
 # Which backend
@@ -168,10 +169,10 @@ def test_merged_model_equals_adapter_and_adapter_folder(random_model: Path, tmp_
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     trained = logits(loaded.model, loaded.tokenizer)
-    save_merged(loaded.model, loaded.tokenizer, tmp_path / "merged", prompt_language="zh")
+    save_merged(loaded.model, loaded.tokenizer, tmp_path / "merged", form=PromptForm("zh"))
     assert torch.equal(logits(loaded.model, loaded.tokenizer), trained)  # saving left the model as it was
-    assert prompt_language_of(tmp_path / "merged") == "zh"
-    assert prompt_language_of(random_model) == "en"
+    assert prompt_form_of(tmp_path / "merged") == PromptForm("zh")
+    assert prompt_form_of(random_model) is None
 
     loaded.model.save_pretrained(tmp_path / "adapter")
     loaded.tokenizer.save_pretrained(tmp_path / "adapter")
@@ -195,7 +196,7 @@ def test_sixteen_bit_weights_are_summed_before_they_are_rounded(random_model: Pa
 
     loaded = load_for_training(SFTTrainingConfig(model_path=str(random_model), lora_rank=2, full_training_below=0))
     loaded.model.to(torch.bfloat16)
-    save_merged(loaded.model, loaded.tokenizer, tmp_path / "m", prompt_language="en")
+    save_merged(loaded.model, loaded.tokenizer, tmp_path / "m", form=PromptForm())
     weights = load_file(tmp_path / "m" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert not any("lora" in name or "base_layer" in name for name in weights)
@@ -207,7 +208,7 @@ def test_sixteen_bit_weights_are_summed_before_they_are_rounded(random_model: Pa
 def test_a_killed_save_is_not_a_model(random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_for_inference(str(random_model))
     folder = tmp_path / "m"
-    save_merged(model, tokenizer, folder, prompt_language="en")
+    save_merged(model, tokenizer, folder, form=PromptForm())
     names = {file.name for file in folder.iterdir()}
     replace, moved = module.os.replace, []
 
@@ -220,11 +221,11 @@ def test_a_killed_save_is_not_a_model(random_model: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(module.os, "replace", replace_or_die)
     with pytest.raises(KeyboardInterrupt):
-        save_merged(model, tokenizer, folder, prompt_language="en")
+        save_merged(model, tokenizer, folder, form=PromptForm())
     with pytest.raises(ModelError):
         resolve_model(str(folder))
     monkeypatch.undo()
-    save_merged(model, tokenizer, folder, prompt_language="en")
+    save_merged(model, tokenizer, folder, form=PromptForm())
     assert {file.name for file in folder.iterdir()} == names
     assert resolve_model(str(folder)) == str(folder)
 
@@ -240,7 +241,7 @@ def test_a_tokenizer_that_comes_back_different_is_refused(random_model: Path, tm
     custom = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token='"', pad_token='"')
     custom.chat_template = tokenizer.chat_template
     with pytest.raises(ModelError, match="tokens"):
-        save_merged(model, custom, tmp_path / "m", prompt_language="en")
+        save_merged(model, custom, tmp_path / "m", form=PromptForm())
     assert not (tmp_path / "m" / "config.json").exists()
     model.save_pretrained(tmp_path / "by_hand")
     custom.save_pretrained(tmp_path / "by_hand")
@@ -277,7 +278,7 @@ def test_a_broken_folder_is_one_line(random_model: Path, tmp_path: Path, name: s
 
 def test_a_hub_that_cannot_be_reached_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="local folder or `embedded`") as caught:
+    with pytest.raises(ModelError, match="local folder or one of embedded, pretrained") as caught:
         load_for_inference("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
 
@@ -287,13 +288,6 @@ def test_a_model_without_chat_template_is_refused(random_model: Path, tmp_path: 
     (tmp_path / "m" / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         load_for_inference(path)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"prompt_language": "fr"}'])
-def test_a_malformed_card_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "scu_tsc.json").write_text(text)
-    with pytest.raises(ModelError, match="prompt_language"):
-        prompt_language_of(tmp_path)
 
 
 # Checkpoints

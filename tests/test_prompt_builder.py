@@ -8,25 +8,39 @@ import json
 import re
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import phase_metrics
 
 from grpo.prompt_builder import (
     ANSWERS,
+    DEFAULT_FIELDS,
+    DEFAULT_FORM,
     DEFAULT_PARTIAL_REGEX,
-    SYSTEM_PROMPT,
+    PHASE_FIELDS,
+    Language,
     ParsedAnswer,
+    PromptForm,
+    ask,
     build_messages,
     build_prompt,
+    form_of,
     parse_answer,
+    system_prompt,
 )
 from grpo.records import ACTIONS, Observation, PhaseMetrics
 
 counts = st.integers(0, 500)
 metrics = st.builds(PhaseMetrics, *[counts] * len(dataclasses.fields(PhaseMetrics)))
+LANGUAGES = get_args(Language)
+some_fields = st.lists(st.sampled_from(list(PHASE_FIELDS)), min_size=1, unique=True).map(tuple)
+forms = st.builds(PromptForm, st.sampled_from(LANGUAGES), some_fields)
+TWO_GREENS = Observation(
+    "J", 5.0, ("0", "2"), "0", 5, 5, 60, 5, 3, {"0": phase_metrics(queue=4), "2": phase_metrics(queue=7, wait=9)}
+)
 
 
 @st.composite
@@ -43,6 +57,7 @@ def observations(draw: st.DrawFn) -> Observation:
         min_green=draw(st.integers(1, 30)),
         max_green=draw(st.integers(31, 120)),
         extend_seconds=draw(st.integers(1, 60)),
+        transition_seconds=draw(st.integers(1, 10)),
         phases={name: draw(metrics) for name in order[current:] + order[:current]},
     )
 
@@ -50,9 +65,9 @@ def observations(draw: st.DrawFn) -> Observation:
 # ---------------------------------------------------------------------- what the model reads
 
 
-@given(observations())
-def test_prompt_is_the_observation_as_json(seen: Observation) -> None:
-    prompt = build_prompt(seen)
+@given(observations(), some_fields)
+def test_prompt_is_the_observation_as_json(seen: Observation, fields: tuple[str, ...]) -> None:
+    prompt = build_prompt(seen, fields)
     document = json.loads(prompt)
     state = document["state"]
     assert document["crossing_id"] == seen.junction_id
@@ -60,18 +75,40 @@ def test_prompt_is_the_observation_as_json(seen: Observation) -> None:
     assert document["phase_order"] == list(seen.phase_order)
     assert document["extend_seconds"] == seen.extend_seconds
     assert state["current_phase_id"] == seen.current_phase_id
-    for name in ("green_elapsed", "min_green", "max_green"):
+    for name in ("green_elapsed", "min_green", "max_green", "transition_seconds"):
         assert state[name] == getattr(seen, name)
     assert list(state["phase_metrics_by_id"]) == list(seen.phases)
     assert next(iter(state["phase_metrics_by_id"])) == seen.current_phase_id
-    assert {name: PhaseMetrics(**value) for name, value in state["phase_metrics_by_id"].items()} == seen.phases
+    for name, told in state["phase_metrics_by_id"].items():
+        assert list(told.items()) == [(field, getattr(seen.phases[name], field)) for field in fields]
     assert "\n" not in prompt and ": " not in prompt.replace(json.dumps(seen.junction_id, ensure_ascii=False), "")
 
 
-@given(observations())
-def test_rendering_is_pure(seen: Observation) -> None:
+def test_every_field_of_a_phase_can_be_told_and_the_default_is_some_of_them() -> None:
+    assert set(PHASE_FIELDS) == {field.name for field in dataclasses.fields(PhaseMetrics)}
+    assert all(set(meanings) == set(LANGUAGES) and all(meanings.values()) for meanings in PHASE_FIELDS.values())
+    assert set(DEFAULT_FIELDS) <= set(PHASE_FIELDS)
+    assert PromptForm("en", DEFAULT_FIELDS) == DEFAULT_FORM and DEFAULT_FORM.problems() == []
+    assert build_prompt(TWO_GREENS) == build_prompt(TWO_GREENS, DEFAULT_FIELDS)
+
+
+@given(observations(), forms, st.integers(0, 10**6), st.sampled_from([*PHASE_FIELDS]))
+def test_the_prompt_changes_with_what_it_tells_and_with_nothing_else(
+    seen: Observation, form: PromptForm, value: int, field: str
+) -> None:
+    current = seen.phases[seen.current_phase_id]
+    other = dataclasses.replace(current, **{field: value})
+    changed = dataclasses.replace(seen, phases={**seen.phases, seen.current_phase_id: other})
+    same = field not in form.fields or other == current
+    assert (build_prompt(changed, form.fields) == build_prompt(seen, form.fields)) == same
+    assert (ask(changed, form) == ask(seen, form)) == same
+
+
+@given(observations(), forms)
+def test_rendering_is_pure(seen: Observation, form: PromptForm) -> None:
     before = copy.deepcopy(seen)
-    assert build_prompt(seen) == build_prompt(before) == build_prompt(seen)
+    assert build_prompt(seen, form.fields) == build_prompt(before, form.fields) == build_prompt(seen, form.fields)
+    assert ask(seen, form) == ask(before, form) == build_messages(build_prompt(seen, form.fields), form)
     assert seen == before
 
 
@@ -79,8 +116,8 @@ def test_rendering_is_the_same_in_another_process() -> None:
     program = (
         "from grpo.prompt_builder import build_prompt\n"
         "from grpo.records import Observation, PhaseMetrics\n"
-        "m = PhaseMetrics(1, 2, 3, 4, 5, 6, 7)\n"
-        "seen = Observation('J', 5.0, ('0', '2'), '2', 5, 5, 60, 5, {'2': m, '0': m})\n"
+        "m = PhaseMetrics(*range(12))\n"
+        "seen = Observation('J', 5.0, ('0', '2'), '2', 5, 5, 60, 5, 3, {'2': m, '0': m})\n"
         "print(build_prompt(seen))"
     )
     shown = {
@@ -93,30 +130,104 @@ def test_rendering_is_the_same_in_another_process() -> None:
     assert shown.pop().startswith('{"crossing_id":"J","as_of":5,"phase_order":["0","2"],"extend_seconds":5,"state":')
 
 
-@pytest.mark.parametrize("language", SYSTEM_PROMPT)
-def test_system_prompt_names_every_field_that_the_prompt_holds(language: Any) -> None:
-    text = SYSTEM_PROMPT[language]
-    one = PhaseMetrics(1, 2, 3, 4, 5, 6, 7)
-    document = json.loads(build_prompt(Observation("J", 5.0, ("0", "2"), "0", 5, 5, 60, 5, {"0": one, "2": one})))
-    for field in dataclasses.fields(PhaseMetrics):
-        assert re.search(rf"\b{field.name}[:：]", text, re.ASCII), f"{field.name} is not explained"
+@given(forms)
+def test_system_prompt_explains_what_the_prompt_holds_and_no_more(form: PromptForm) -> None:
+    text = system_prompt(form)
+    document = json.loads(build_prompt(TWO_GREENS, form.fields))
+    for name in PHASE_FIELDS:
+        explained = re.search(rf"\b{name}[:：]", text, re.ASCII) is not None
+        assert explained == (name in form.fields), name
     for key in (*document, *document["state"]):
         assert key in text
     for answer in ANSWERS.values():
         assert answer in text
+    assert "FIELDS" not in text and text.endswith("\n")
 
 
 def test_system_prompts_are_in_their_languages() -> None:
-    assert set(SYSTEM_PROMPT) == {"en", "zh"}
-    assert SYSTEM_PROMPT["en"].isascii()
-    assert len(re.findall("[\u4e00-\u9fff]", SYSTEM_PROMPT["zh"])) > 100
+    everything = tuple(PHASE_FIELDS)
+    assert set(LANGUAGES) == {"en", "zh"}
+    assert system_prompt(PromptForm("en", everything)).isascii()
+    assert len(re.findall("[\u4e00-\u9fff]", system_prompt(PromptForm("zh", everything)))) > 100
 
 
-@pytest.mark.parametrize("language", SYSTEM_PROMPT)
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_messages_are_the_instruction_followed_by_the_input(language: Any) -> None:
-    assert build_messages('{"a":1}', language) == [
-        {"role": "user", "content": SYSTEM_PROMPT[language] + '{"a":1}'},
-    ]
+    form = PromptForm(language, ("queue", "wait"))
+    assert build_messages('{"a":1}', form) == [{"role": "user", "content": system_prompt(form) + '{"a":1}'}]
+    assert build_messages("{}") == [{"role": "user", "content": system_prompt() + "{}"}]
+
+
+# ---------------------------------------------------------------------- in which form it is asked
+
+
+@given(observations(), forms)
+def test_the_form_of_a_message_is_the_one_it_was_asked_in(seen: Observation, form: PromptForm) -> None:
+    (message,) = ask(seen, form)
+    assert form_of(message["content"]) == form
+
+
+@given(observations(), forms, forms)
+def test_a_prompt_of_one_form_under_the_instruction_of_another_has_none(
+    seen: Observation, told: PromptForm, form: PromptForm
+) -> None:
+    content = build_messages(build_prompt(seen, told.fields), form)[0]["content"]
+    assert form_of(content) == (form if told.fields == form.fields else None)
+
+
+JUST_JSON = build_prompt(TWO_GREENS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "null",
+        "[]",
+        JUST_JSON,
+        system_prompt(),
+        system_prompt() + "{}",
+        system_prompt() + '{"state":[]}',
+        system_prompt() + '{"state":{"phase_metrics_by_id":{}}}',
+        system_prompt() + '{"state":{"phase_metrics_by_id":[1]}}',
+        system_prompt() + '{"state":{"phase_metrics_by_id":{"0":null}}}',
+        system_prompt() + '{"state":{"phase_metrics_by_id":{"0":{}}}}',
+        system_prompt() + JUST_JSON[:-1],
+        system_prompt() + JUST_JSON.replace('"queue"', '"length"'),
+        system_prompt() + JUST_JSON + "\n",
+        "Please: " + system_prompt() + JUST_JSON,
+        system_prompt().replace("yellow", "amber") + JUST_JSON,
+        "Tell me of the junction.\n" + JUST_JSON,
+    ],
+)
+def test_any_other_text_has_no_form(content: str) -> None:
+    assert form_of(content) is None
+
+
+@given(st.text(), st.text())
+def test_form_of_never_raises(before: str, after: str) -> None:
+    assert form_of(before) is None
+    assert form_of(before + "\n" + JUST_JSON + after) is None
+    form_of(system_prompt() + after)
+
+
+@pytest.mark.parametrize(
+    ("form", "problems"),
+    [
+        (PromptForm(), []),
+        (PromptForm("zh", ("wait",)), []),
+        (PromptForm("de"), [r"prompt_language: no 'de'; the languages are en, zh"]),
+        (PromptForm("en", ()), [r"prompt_fields: empty, or one field twice; choose from lanes, queue, .*"]),
+        (PromptForm("en", ("queue", "wait", "queue")), [r"prompt_fields: empty, or one field twice; .*"]),
+        (PromptForm("en", ("queue", "length", "colour")), [r"prompt_fields: unknown length, colour; .*yielding"]),
+        (PromptForm("fr", ("length",)), [r"prompt_language: no 'fr'.*", r"prompt_fields: unknown length.*"]),
+    ],
+)
+def test_problems_of_a_form_say_what_was_seen_and_what_there_is(form: PromptForm, problems: list[str]) -> None:
+    found = form.problems()
+    assert len(found) == len(problems)
+    assert all(re.fullmatch(wanted, problem) for wanted, problem in zip(problems, found, strict=True))
 
 
 # ---------------------------------------------------------------------- what its answer means

@@ -51,7 +51,10 @@ entries = st.builds(
     current_phase_id=st.text(max_size=3),
     **{
         name: st.integers(0, 300)
-        for name in ("current_green_elapsed", "min_green", "max_green", "extend_seconds", "horizon_seconds")
+        for name in (
+            *("current_green_elapsed", "min_green", "max_green", "extend_seconds", "transition_seconds"),
+            "horizon_seconds",
+        )
     },
     can_extend=st.booleans(),
     phase_metrics=st.dictionaries(st.text(max_size=3), metrics, max_size=3),
@@ -117,7 +120,8 @@ def test_observation_of_a_row_is_what_the_policy_saw(row: GRPODataEntry) -> None
     seen = observation_of(row)
     assert (seen.junction_id, seen.time, seen.phase_order) == (row.junction_id, row.simulation_time, row.phase_order)
     assert (seen.current_phase_id, seen.green_elapsed) == (row.current_phase_id, row.current_green_elapsed)
-    assert (seen.min_green, seen.max_green, seen.extend_seconds) == (row.min_green, row.max_green, row.extend_seconds)
+    for name in ("min_green", "max_green", "extend_seconds", "transition_seconds"):
+        assert getattr(seen, name) == getattr(row, name)
     assert seen.phases is row.phase_metrics
 
 
@@ -129,6 +133,7 @@ def test_observation_of_a_row_is_what_the_policy_saw(row: GRPODataEntry) -> None
     [
         ({"id": "x"}, "scenario"),
         (changed(min_green="soon"), "min_green"),
+        (changed(transition_seconds=None), "transition_seconds"),
         (changed(seed=None), "seed"),
         (changed(phase_order="02"), "phase_order"),
         (changed(phase_metrics={"0": {"lanes": 1}}), "phase_metrics.0.queue"),

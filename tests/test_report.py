@@ -45,6 +45,7 @@ def episode(policy: str, scenario: str, seed: int, delay: float | None, *, gridl
         avg_waiting_s=delay / 2,
         avg_queue_veh=delay / 4,
         throughput_veh=500,
+        not_inserted_veh=0,
         stops=300,
         teleports=0,
         emergency_brakings=0,

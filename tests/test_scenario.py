@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,13 @@ from hypothesis import strategies as st
 
 from grpo.config import ScenarioSuiteConfig
 from grpo.errors import OutputError, ScenarioError
-from grpo.scenario import find_scenarios, generate_suite, scenario_name, unique_names
+from grpo.scenario import LOADS, SCHEDULE, find_scenarios, generate_suite, scenario_name, unique_names
+from grpo.signals import is_green, yellow_between
 from grpo.synthetic import KINDS, _to_sum, make_scenario
-from grpo.synthetic_roads import Approach, sumo_binary
+from grpo.synthetic_demand import Burst, _intervals
+from grpo.synthetic_lanes import find_turns, lane_uses
+from grpo.synthetic_programs import Limits, transition
+from grpo.synthetic_roads import sumo_binary
 
 
 def suite(folder: Path, **settings: int) -> dict[str, bytes]:
@@ -48,7 +54,7 @@ def test_command_writes_suite_that_find_scenarios_finds(tmp_path: Path) -> None:
         names = {f"{entry['name']}.{end}" for end in ("net.xml", "rou.xml", "sumocfg")}
         assert {path.name for path in home.iterdir()} == names
         assert entry["demand"][0]["begin"] == 0 and entry["demand"][-1]["end"] == 300
-        assert set(entry) >= {"kind", "load", "lights", "lanes", "pockets_m", "speed_m_s", "demand", "seed"}
+        assert set(entry) >= {"kind", "load", "lights", "lanes", "pockets_m", "speed_m_s", "vehicles", "demand", "seed"}
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -98,7 +104,9 @@ def test_every_kind_runs_in_sumo_without_a_warning(written: Path) -> None:
     vehicles = ET.parse(written / "statistics.xml").getroot().find("vehicles")
     assert vehicles is not None
     assert int(vehicles.attrib["inserted"]) > 10
-    assert int(vehicles.attrib["waiting"]) == 0
+    safety = ET.parse(written / "statistics.xml").getroot().find("safety")
+    assert safety is not None
+    assert (safety.attrib["collisions"], safety.attrib["emergencyStops"]) == ("0", "0")
 
 
 def test_every_program_has_greens_with_yellow_between(written: Path) -> None:
@@ -107,28 +115,79 @@ def test_every_program_has_greens_with_yellow_between(written: Path) -> None:
     programs = list(net.iter("tlLogic"))
     assert {program.get("id") for program in programs} == set(lights)
     for program in programs:
-        states = [phase.attrib["state"] for phase in program.iter("phase")]
-        greens = [state for state in states if set(state) & set("gG") and "y" not in state]
-        assert len(greens) == lights[program.attrib["id"]]["phases"] >= 2
-        assert all(any(state[link] in "gG" for state in greens) for link in range(len(states[0])))
+        told = lights[program.attrib["id"]]
+        phases = [phase.attrib for phase in program.iter("phase")]
+        states = [phase["state"] for phase in phases]
+        greens = [phase for phase in phases if is_green(phase["state"])]
+        assert 2 <= len(greens) == told["phases"] <= 8
+        assert [int(phase["duration"]) for phase in greens] == told["green_s"]
+        if told["green_limits_s"]:
+            assert [[int(phase["minDur"]), int(phase["maxDur"])] for phase in greens] == told["green_limits_s"]
+            assert all(int(p["minDur"]) <= int(p["duration"]) <= int(p["maxDur"]) for p in greens)
         for before, after in zip(states, states[1:] + states[:1], strict=True):
-            assert not any(a in "gG" and b == "r" for a, b in zip(before, after, strict=True))
-        total = sum(int(phase.attrib["duration"]) for phase in program.iter("phase"))
-        assert total == lights[program.attrib["id"]]["cycle_s"]
+            assert before != after
+            assert yellow_between(before, after) is None
+            assert not any(b == "y" and a in "Gg" for b, a in zip(before, after, strict=True))
+        assert sum(int(phase["duration"]) for phase in phases) == told["cycle_s"]
+
+
+def test_greens_that_cross_never_show_together(written: Path) -> None:
+    """By the network's own matrix: of two links that meet one gives way, a turn and not the way straight on."""
+    net = ET.parse(written / "net.xml").getroot()
+    for program in net.iter("tlLogic"):
+        light = program.attrib["id"]
+        links = {int(c.attrib["linkIndex"]): c.attrib for c in net.iter("connection") if c.get("tl") == light}
+        junction = next(one for one in net.iter("junction") if one.get("id") == light)
+        requests = {int(one.attrib["index"]): one.attrib for one in junction.iter("request")}
+        assert set(links) == set(requests)
+        for phase in program.iter("phase"):
+            state = phase.attrib["state"]
+            for i, request in requests.items():
+                for j, meets in enumerate(reversed(request["foes"])):
+                    if meets == "0" or state[i] not in "Gg" or state[j] not in "Gg":
+                        continue
+                    assert links[i]["from"] != links[j]["from"]
+                    assert "G" in state[i] + state[j] and "g" in state[i] + state[j]
+                    waits = i if state[i] == "g" else j
+                    assert requests[waits]["response"][-1 - (j if waits == i else i)] == "1"
+                    assert links[waits]["dir"] != "s"
+
+
+def test_every_way_of_the_demand_is_served(written: Path) -> None:
+    net = ET.parse(written / "net.xml").getroot()
+    greens = {
+        program.attrib["id"]: [p.attrib["state"] for p in program.iter("phase") if is_green(p.attrib["state"])]
+        for program in net.iter("tlLogic")
+    }
+    served = {
+        (link.attrib["from"], link.attrib["to"])
+        for link in net.iter("connection")
+        if link.get("tl") is None
+        or any(state[int(link.attrib["linkIndex"])] in "Gg" for state in greens[link.attrib["tl"]])
+    }
+    for route in ET.parse(written / "rou.xml").getroot().iter("route"):
+        assert set(pairwise(route.attrib["edges"].split())) <= served
 
 
 def test_demand_of_the_routes_is_the_demand_of_the_manifest(written: Path) -> None:
     parameters = json.loads((written / "parameters.json").read_text())
-    flows = list(ET.parse(written / "rou.xml").getroot().iter("flow"))
-    assert [float(flow.attrib["begin"]) for flow in flows] == sorted(float(flow.attrib["begin"]) for flow in flows)
+    flows = [flow.attrib for flow in ET.parse(written / "rou.xml").getroot().iter("flow")]
+    assert [float(flow["begin"]) for flow in flows] == sorted(float(flow["begin"]) for flow in flows)
     for slot in parameters["demand"]:
         for arm, veh_per_hour in slot["veh_per_hour"].items():
-            rates = [
-                float(flow.attrib["period"].removeprefix("exp(").removesuffix(")"))
+            come = [
+                float(flow["period"].removeprefix("exp(").removesuffix(")")) * (int(flow["end"]) - int(flow["begin"]))
                 for flow in flows
-                if flow.attrib["route"].startswith(f"{arm}_") and int(flow.attrib["begin"]) == slot["begin"]
+                if flow["route"].startswith(f"{arm}_") and slot["begin"] <= int(flow["begin"]) < slot["end"]
             ]
-            assert sum(rates) * 3600 == pytest.approx(veh_per_hour, abs=0.1)
+            hours = (slot["end"] - slot["begin"]) / 3600
+            assert sum(come) == pytest.approx(veh_per_hour * hours, abs=0.1)
+
+
+def test_suite_is_wide() -> None:
+    assert set(SCHEDULE) == set(KINDS)
+    assert set(SCHEDULE[:6]) >= {"cross", "tee", "pair", "grid"}
+    assert LOADS[0][1] < 0.1 and LOADS[-1][1] > 1.1
 
 
 def test_find_scenarios_takes_files_and_folders_once(tmp_path: Path) -> None:
@@ -170,16 +229,61 @@ def test_greens_fill_the_cycle_and_keep_their_least(greens: list[float], total: 
     assert (shared >= 6).all()
 
 
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_lane_uses_serve_every_way_without_crossing(lanes: int, ways: int, data: st.DataObject) -> None:
+    to = [f"A{number}" for number in range(ways)]
+    room = {node: data.draw(st.integers(1, 3)) for node in to}
+    uses = lane_uses(to, lanes, room)
+    assert len(set(uses)) == len(uses)
+    assert uses or lanes > 1
+    for use in uses:
+        assert len(use) == lanes and all(use)
+        order = [to.index(node) for lane in use for node in lane]
+        assert order == sorted(order) and set(order) == set(range(ways))
+        assert all(sum(node in lane for lane in use) <= room[node] for node in to)
+
+
+@given(st.lists(st.integers(-170, 170), min_size=1, max_size=4, unique=True))
+def test_turns_are_told_from_right_to_left(angles: list[int]) -> None:
+    nodes = {"J0": (0.0, 0.0), "far": (-100.0, 0.0)}
+    for angle in angles:
+        nodes[str(angle)] = (100 * math.cos(math.radians(angle)), 100 * math.sin(math.radians(angle)))
+    turns = find_turns(nodes, "far", "J0", [str(angle) for angle in angles])
+    assert [int(node) for node in turns] == sorted(angles)
+    assert [*turns.values()] == sorted(turns.values(), key=["right", "through", "left"].index)
+    assert [*turns.values()].count("through") <= 1
+
+
+_STATES = st.integers(1, 8).flatmap(lambda size: st.tuples(*[st.text("Ggr", min_size=size, max_size=size)] * 2))
+
+
+@given(_STATES, st.integers(3, 5), st.integers(0, 2))
+def test_transitions_show_yellow_to_those_that_stop(states: tuple[str, str], yellow_s: int, all_red_s: int) -> None:
+    before, after = states
+    steps = transition(before, after, Limits(yellow_s, all_red_s, None))
+    shown = [before, *(state for _, state in steps), after]
+    assert all(yellow_between(*pair) is None for pair in pairwise(shown))
+    assert not any(is_green(state) for _, state in steps)
+    for link, (b, a) in enumerate(zip(before, after, strict=True)):
+        signs = {state[link] for _, state in steps}
+        assert signs <= ({b} if "r" not in (a, b) else {"y", "r"} if b != "r" else {"r"})
+    stops = any(b != "r" and a == "r" for b, a in zip(before, after, strict=True))
+    assert sum(duration for duration, _ in steps) == (yellow_s + all_red_s if stops else 0)
+
+
 @given(
+    demand=st.lists(st.integers(0, 1500), min_size=1, max_size=5),
+    slot_s=st.integers(20, 500),
+    cycle_s=st.integers(60, 100),
+    green_s=st.integers(15, 50),
+    offset_s=st.integers(0, 59),
     lanes=st.integers(1, 3),
-    pocket_m=st.sampled_from([0, 50]),
-    movements=st.sampled_from([("left", "through", "right"), ("left", "through"), ("through", "right")]),
 )
-def test_every_lane_is_used_and_every_movement_has_a_lane(
-    lanes: int, pocket_m: int, movements: tuple[str, ...]
+def test_bursts_bring_the_same_vehicles(
+    demand: list[int], slot_s: int, cycle_s: int, green_s: int, offset_s: int, lanes: int
 ) -> None:
-    pocket_m = pocket_m if "left" in movements else 0
-    exits = dict.fromkeys(movements, "N0")
-    use = Approach("W0", "J0", lanes, 13.9, pocket_m, exits, {}).lane_use
-    assert all(use)
-    assert {movement for lane in use for movement in lane} == set(movements)
+    bounds = [slot_s * slot for slot in range(len(demand) + 1)]
+    for burst in (None, Burst(cycle_s, green_s, offset_s)):
+        intervals = list(_intervals(np.array(demand), bounds, burst, lanes))
+        assert sum(flow * (end - begin) for begin, end, flow in intervals) == pytest.approx(sum(demand) * slot_s)
+        assert all(begin < end <= after for (begin, end, _), (after, *_) in pairwise([*intervals, (bounds[-1], 0, 0)]))

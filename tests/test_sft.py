@@ -20,13 +20,17 @@ from grpo.__main__ import main
 from grpo.config import SFTDataConfig, SFTTrainingConfig
 from grpo.console import guarded
 from grpo.errors import ConfigError, DataError, ModelError, OutputError
-from grpo.model import load_for_inference, load_for_training, prompt_language_of
-from grpo.prompt_builder import ANSWERS, SYSTEM_PROMPT
+from grpo.model import load_for_inference, load_for_training
+from grpo.model_folder import prompt_form_of
+from grpo.policy import torch_policy
+from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptForm, ask, build_messages, form_of
 from grpo.records import GRPODataEntry, observation_of
 from grpo.sft_data import make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
 
 ROOT = Path(__file__).resolve().parents[1]
+FORM = PromptForm("zh", ("queue", "arriving", "wait", "max_lane_queue"))
+"""The form that the models here are taught; not the default one."""
 
 
 def sft_data(tmp_path: Path, rows: list[GRPODataEntry], **settings: Any) -> list[dict[str, Any]]:
@@ -51,7 +55,7 @@ def test_sft_data_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         row = by_id[example["id"]]
         assert example["label"] == example["best_action"] == row.best_action
         assert example["advantage"] == row.advantage
-        assert example["prompt"] == [{"role": "user", "content": SYSTEM_PROMPT["en"] + row.prompt}]
+        assert example["prompt"] == build_messages(row.prompt)
         assert example["completion"] == [{"role": "assistant", "content": ANSWERS[row.best_action or "yes"]}]
     sides = {split: {one["scenario"] for one in examples if one["split"] == split} for split in ("train", "validation")}
     assert sides["train"] and sides["validation"] and not sides["train"] & sides["validation"]
@@ -83,12 +87,64 @@ def test_max_pressure_labels_are_what_the_policy_does(tmp_path: Path) -> None:
     assert any(one["label"] != one["best_action"] for one in examples)
 
 
-def test_small_advantages_are_left_out(tmp_path: Path) -> None:
+def test_training_rows_are_drawn_in_proportion_to_what_they_are_worth(tmp_path: Path) -> None:
+    rows = tiny_rows(3000)
+    full = 50.0
+    everything = sft_data(tmp_path / "all", rows)
+    drawn = sft_data(tmp_path / "drawn", rows, full_advantage=full)
+    assert len(everything) == len(rows), "0 takes every row"
+    train, kept = (
+        {one["id"]: abs(one["advantage"]) for one in examples if one["split"] == "train"}
+        for examples in (everything, drawn)
+    )
+    assert set(kept) < set(train)
+    assert all(name in kept for name, worth in train.items() if worth >= full)
+    for worth in sorted({worth for worth in train.values() if worth < full}):
+        same = [name in kept for name, other in train.items() if other == worth]
+        spread = (worth / full * (1 - worth / full) / len(same)) ** 0.5
+        assert abs(sum(same) / len(same) - worth / full) < 4 * spread, f"rows worth {worth}"
+    manifest = json.loads((tmp_path / "drawn" / "sft" / "manifest.json").read_text())
+    assert manifest["not_drawn"] == len(everything) - len(drawn) > 500
+
+
+def test_held_out_rows_do_not_depend_on_what_is_drawn(tmp_path: Path) -> None:
+    for scenarios in (("a", "b", "c"), ("only",)):
+        rows = tiny_rows(90, scenarios=scenarios)
+        held_out = [
+            [one for one in sft_data(tmp_path / f"{len(scenarios)}-{full}", rows, full_advantage=full)
+             if one["split"] == "validation"]
+            for full in (0.0, 30.0, 400.0)
+        ]  # fmt: skip
+        assert held_out[0] and held_out[0] == held_out[1] == held_out[2]
+        out = {one["scenario"] for one in held_out[0]} if len(scenarios) > 1 else set()
+        late = min(row.simulation_time for row in rows if row.id in {one["id"] for one in held_out[0]})
+        wanted = {row.id for row in rows if row.scenario in out or (not out and row.simulation_time >= late)}
+        assert {one["id"] for one in held_out[0]} == wanted, "none is thinned"
+
+
+def test_a_label_of_a_row_is_the_same_however_many_are_drawn(tmp_path: Path) -> None:
     rows = tiny_rows(60)
-    examples = sft_data(tmp_path, rows, min_advantage=20.0)
-    assert {one["id"] for one in examples} == {row.id for row in rows if abs(row.advantage or 0) >= 20}
-    with pytest.raises(DataError, match="min_advantage"):
-        sft_data(tmp_path / "none", rows, min_advantage=1e9)
+    whole = {one["id"]: one for one in sft_data(tmp_path / "whole", rows, labels="max_pressure")}
+    drawn = sft_data(tmp_path / "drawn", rows, labels="max_pressure", full_advantage=80.0)
+    assert 0 < len(drawn) < len(whole)
+    assert all(whole[one["id"]] == one for one in drawn)
+
+
+def test_no_row_worth_drawing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="full_advantage"):
+        sft_data(tmp_path, tiny_rows(60), full_advantage=1e12)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("prompt_fields", [("queue",), DEFAULT_FIELDS, tuple(reversed(PHASE_FIELDS))], ids=len)
+def test_rows_are_put_in_the_form_of_the_config(tmp_path: Path, language: Any, prompt_fields: tuple[str, ...]) -> None:
+    rows = tiny_rows(12)
+    form = PromptForm(language, prompt_fields)
+    examples = sft_data(tmp_path, rows, prompt_language=language, prompt_fields=list(prompt_fields))
+    by_id = {row.id: row for row in rows}
+    for one in examples:
+        assert one["prompt"] == ask(observation_of(by_id[one["id"]]), form)
+        assert form_of(one["prompt"][0]["content"]) == form
 
 
 def test_one_scenario_is_split_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +179,7 @@ def test_a_finished_file_is_kept(tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def sft_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sft")
-    sft_data(folder, tiny_rows(160), prompt_language="zh")
+    sft_data(folder, tiny_rows(160), prompt_language=FORM.language, prompt_fields=list(FORM.fields))
     return folder / "sft" / "data.json"
 
 
@@ -177,7 +233,14 @@ def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: 
     manifest = json.loads((out / "manifest.json").read_text())
     assert report.items() <= manifest.items() and manifest["settings"] == config.to_dict()
     assert report["valid_format_rate"] >= 0.9 and report["held_out_rows"] == 20
-    assert prompt_language_of(out) == "zh"
+    assert prompt_form_of(out) == FORM
+    policy = torch_policy(str(out), device="cpu")
+    assert policy.form == FORM, "whoever asks the model asks in the form that it was taught"
+    assert {one.action for one in policy.decide([observation_of(row) for row in tiny_rows(40, seed=9)])} <= {
+        "yes",
+        "no",
+    }
+    assert policy.fallbacks == 0
     load_for_inference(str(out))
     with pytest.raises(OutputError, match="finished run"):
         train_sft(config)
@@ -255,6 +318,8 @@ def test_greedy_check_counts_what_it_says(answering_model: Path, monkeypatch: py
         (lambda rows: rows[3].pop("best_action"), "row 3, field 'best_action'"),
         (lambda rows: rows[2].update(prompt="text"), "row 2, field 'prompt'"),
         (lambda rows: rows[1]["prompt"][0].update(content="Hello"), "row 1, field 'prompt'.*system prompt"),
+        (lambda rows: rows[4].update(prompt=build_messages("{}")), "row 4, field 'prompt'.*system prompt"),
+        (lambda rows: rows[0].update(prompt=build_messages("{}", FORM)), "row 0, field 'prompt'.*system prompt"),
         (lambda rows: rows[0].update(split="test"), "row 0, field 'split'"),
         (lambda rows: [row.update(split="train") for row in rows], "no row of the split 'validation'"),
         (lambda rows: rows.clear(), "no row of the split 'train'"),

@@ -198,20 +198,22 @@ def test_two_greens_are_controlled_but_not_at_a_railway() -> None:
 # ---------------------------------------------------------------------- the file for SUMO
 
 
-@pytest.mark.parametrize("kind", ["controlled", "actuated"])
+@pytest.mark.parametrize("kind", ["controlled", "webster", "actuated", "actuated_delay"])
 def test_programs_as_sumo_reads_them(kind: str) -> None:
     own = [simple("GGrr", 30, 6, 40), simple("yyrr", 3), simple("rrGG"), simple("rryy", 3.5)]
     made = plan_signal('a"<&', own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
     (logic,) = ET.fromstring(programs_xml([made], kind=kind)).findall("tlLogic")
     assert logic.attrib["id"] == 'a"<&'
     assert logic.attrib["programID"] == PROGRAM_ID
-    assert logic.attrib["type"] == ("static" if kind == "controlled" else "actuated")
+    types = {"controlled": "static", "webster": "static", "actuated": "actuated", "actuated_delay": "delay_based"}
+    assert logic.attrib["type"] == types[kind]
     phases = [phase.attrib for phase in logic.findall("phase")]
     assert [phase["state"] for phase in phases] == [phase.state for phase in made.phases]
     assert [phases[1]["duration"], phases[3]["duration"]] == ["3", "3.5"]
     limits = [(phase.get("minDur"), phase.get("maxDur")) for phase in phases]
-    if kind == "actuated":
+    if kind.startswith("actuated"):
         assert limits == [("6", "40"), (None, None), ("5", "60"), (None, None)]
     else:
         assert limits == [(None, None)] * 4
-        assert all(float(phases[index]["duration"]) >= 1e6 for index in (0, 2))
+        durations = [float(phases[index]["duration"]) for index in (0, 2)]
+        assert durations == ([30, made.phases[2].duration] if kind == "webster" else [1e6, 1e6])

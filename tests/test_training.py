@@ -20,11 +20,13 @@ from tiny import tiny_rows, write_dataset
 from grpo.checkpoints import newest_checkpoint
 from grpo.config import GRPOTrainingConfig, load_config
 from grpo.errors import ConfigError, DataError, GrpoError, OutputError
+from grpo.model_folder import prompt_form_of, write_card
 from grpo.outcome_cache import fill_outcomes
-from grpo.prompt_builder import SYSTEM_PROMPT
-from grpo.records import GRPODataEntry, Outcome, best_of
+from grpo.prompt_builder import DEFAULT_FORM, PromptForm, ask, build_messages, system_prompt
+from grpo.records import GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
 from grpo.reward import Rewards, outcomes_from_text
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
+from grpo.training_data import usable_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 YAML = ROOT / "config" / "grpo_config.yaml"
@@ -115,7 +117,7 @@ def test_dataset_carries_all_that_rewards_need(tmp_path: Path) -> None:
     assert sorted(loaded["id"]) == sorted(by_id)
     for line in loaded:
         row = by_id[line["id"]]
-        assert line["prompt"] == [{"role": "user", "content": SYSTEM_PROMPT["en"] + row.prompt}]
+        assert line["prompt"] == build_messages(row.prompt)
         assert outcomes_from_text(line["outcomes"]) == row.outcomes
         assert line["advantage"] == row.advantage
         assert line["best_action"] == row.best_action
@@ -130,14 +132,16 @@ def test_best_action_gets_the_best_reward_on_every_row(dataset: Path) -> None:
         assert max(totals, key=lambda action: totals[action]) == line["best_action"]
 
 
-def test_one_file_json_and_jsonl_and_chinese(tmp_path: Path) -> None:
+def test_one_file_json_and_jsonl_and_another_form(tmp_path: Path) -> None:
     write_dataset(tmp_path, tiny_rows(6, scenarios=("a",)))
     file = tmp_path / "a" / "grpo_dataset.json"
     lines = tmp_path / "rows.jsonl"
     lines.write_text("\n".join(json.dumps(row) for row in json.loads(file.read_text())))
-    one, other = load_grpo_dataset(file), load_grpo_dataset(lines, prompt_language="zh")
+    form = PromptForm("zh", ("queue", "max_lane_queue"))
+    one, other = load_grpo_dataset(file), load_grpo_dataset(lines, prompt_form=form)
     assert one["id"] == other["id"]
-    assert other[0]["prompt"][0]["content"].startswith(SYSTEM_PROMPT["zh"])
+    assert other[0]["prompt"] == ask(observation_of(tiny_rows(1)[0]), form)
+    assert other[0]["prompt"][0]["content"].startswith(system_prompt(form))
 
 
 def test_costs_follow_the_weights(tmp_path: Path) -> None:
@@ -295,7 +299,7 @@ def test_training_raises_the_reward(answering_model: Path, tmp_path: Path) -> No
         answering_model,
         data,
         tmp_path / "out",
-        max_steps=30,
+        max_steps=40,
         learning_rate=5e-3,
         save_steps=10,
         batch_size=8,
@@ -397,6 +401,46 @@ def test_killed_run_ends_with_the_same_bits(answering_model: Path, tmp_path: Pat
     assert done.stdout.strip() == str(tmp_path / "killed")
 
 
+# Forms of prompts
+
+
+def test_a_model_taught_another_form_is_refused(answering_model: Path, dataset: Path, tmp_path: Path) -> None:
+    taught = tmp_path / "taught"
+    shutil.copytree(answering_model, taught)
+    config = small(taught, dataset, tmp_path / "out", max_steps=1)
+    for form in (PromptForm("zh"), PromptForm("en", ("queue",)), PromptForm("en", DEFAULT_FORM.fields[::-1])):
+        write_card(taught, form)
+        with pytest.raises(ConfigError, match=r"taught .*set the two to that, or teach it the new form") as caught:
+            train_grpo(config)
+        assert "\n" not in str(caught.value) and ", ".join(form.fields) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_form_of_the_config_is_trained_and_kept(
+    answering_model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that has a card, and of one that has none."""
+    form = PromptForm("zh", ("queue", "wait"))
+    taught = tmp_path / "taught"
+    shutil.copytree(answering_model, taught)
+    write_card(taught, form)
+    seen: list[Any] = []
+
+    def kept(train: Any, *others: Any) -> Any:
+        seen.append([line["prompt"] for line in train])
+        return usable_rows(train, *others)
+
+    monkeypatch.setattr("grpo.training.usable_rows", kept)
+    for name, model in (("of_taught", taught), ("of_untaught", answering_model)):
+        values = {"prompt_language": form.language, "prompt_fields": list(form.fields)}
+        assert prompt_form_of(model) == (form if model == taught else None)
+        folder = train_grpo(small(model, dataset, tmp_path / name, max_steps=1, save_steps=1, **values))
+        assert prompt_form_of(folder) == form
+    rows = {row.id: row for file in dataset_files(dataset) for row in read_rows(file)}
+    wanted = [ask(observation_of(row), form) for row in rows.values()]
+    assert seen == [wanted, wanted]
+
+
 # What is refused
 
 
@@ -457,7 +501,7 @@ def test_full_disk_is_one_line(
 
 def test_long_prompts_are_left_out(answering_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = tiny_rows(12)
-    rows[3] = dataclasses.replace(rows[3], prompt=rows[3].prompt + " 1" * 400)
+    rows[3] = dataclasses.replace(rows[3], junction_id="1" * 400)
     config = small(answering_model, write_dataset(tmp_path / "data", rows), tmp_path / "out", max_steps=1)
     folder = train_grpo(dataclasses.replace(config, max_seq_length=500))
     assert "1 of 12 rows are left out" in caplog.text

@@ -51,7 +51,7 @@ def test_unfinished_and_never_inserted_vehicles_count(run: Callable[..., Path]) 
     assert measures.avg_travel_time_s == pytest.approx((50 + 2 + 30 + 40) / 3)
     assert measures.avg_waiting_s == pytest.approx((12 + 2 + 5 + 40) / 3)
     assert measures.avg_queue_veh == 2
-    assert (measures.throughput_veh, measures.stops) == (1, 3)
+    assert (measures.throughput_veh, measures.not_inserted_veh, measures.stops) == (1, 1, 3)
     assert (measures.teleports, measures.emergency_brakings) == (3, 4)
     assert not measures.gridlocked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,24 @@ CHAT_TEMPLATE = (
 """Shows the model the input JSON only: the instruction is the same in every row."""
 
 
+def phase_metrics(**given: int) -> PhaseMetrics:
+    """One phase's numbers: those given, and 0 for the rest."""
+    return PhaseMetrics(**(dict.fromkeys((field.name for field in fields(PhaseMetrics)), 0) | given))
+
+
 def tiny_observation(rng: random.Random, *, junction_id: str = "J1", time: float = 100.0) -> Observation:
     """A light with two greens and small random counts."""
 
     def metrics() -> PhaseMetrics:
         queue = rng.randint(0, 9)
-        return PhaseMetrics(2, queue, (queue + 1) // 2, rng.randint(0, 3), rng.randint(0, 5), queue * 3, 0)
+        return phase_metrics(
+            lanes=2,
+            queue=queue,
+            max_lane_queue=(queue + 1) // 2,
+            arriving=rng.randint(0, 3),
+            approaching=rng.randint(0, 5),
+            wait=queue * 3,
+        )
 
     return Observation(
         junction_id=junction_id,
@@ -35,6 +48,7 @@ def tiny_observation(rng: random.Random, *, junction_id: str = "J1", time: float
         min_green=5,
         max_green=60,
         extend_seconds=5,
+        transition_seconds=3,
         phases={"0": metrics(), "2": metrics()},
     )
 
@@ -67,6 +81,7 @@ def tiny_rows(
                 min_green=seen.min_green,
                 max_green=seen.max_green,
                 extend_seconds=seen.extend_seconds,
+                transition_seconds=seen.transition_seconds,
                 can_extend=True,
                 phase_metrics=seen.phases,
                 prompt=build_prompt(seen),

@@ -1,0 +1,245 @@
+"""Stage `grpo benchmark`: is the model below every rule on every network? `grpo evaluate`, and a report to publish.
+
+    grpo benchmark --config config/benchmark.yaml
+
+The networks are judged in parts: each network by itself, but a folder of more than ``MOST_SINGLE`` networks (a
+generated split) as one part, by the mean over its networks. A part is won where the model's delay is below that of
+every rule-based baseline with the 95 % interval of the paired difference clear of zero, no episode ends in
+gridlock, and emergency brakings are no more than the worst baseline's. ``rollout``, which knows the future, and
+other models are shown but not judged against. Besides the files of `grpo evaluate`: ``benchmark.md`` (tables),
+``verdicts.json`` and ``benchmark.png``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from .baselines import BASELINES, ROLLOUT
+from .config import BenchmarkConfig
+from .evaluation import Results, evaluate, print_failures
+from .files import write_json, write_text
+from .records import EpisodeResult
+from .report import ALL, Summary, display_names, interval_text, summarise
+from .scenario import find_scenarios, unique_names
+from .settings import parse_config
+
+MOST_SINGLE = 4
+"""Networks of one folder up to which each is a part of its own."""
+RULE_BASED = tuple(name for name in BASELINES if name != ROLLOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Networks that are judged together, with the summary of each policy on them (``report.summarise``)."""
+
+    title: str
+    scenarios: tuple[str, ...]
+    entries: dict[str, Summary]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one part says about one model."""
+
+    part: str
+    model: str
+    passed: bool
+    avg_delay_s: float | None
+    strongest_rule: str
+    """The rule-based baseline with the least delay."""
+    difference_s: float | None
+    """Delay of the model minus that of the strongest rule; below 0 is better."""
+    interval_95: list[float] | None
+    not_beaten: list[str]
+    """Rule-based baselines whose delay is not clearly above the model's."""
+    gridlocked: int
+    failed: int
+    more_brakings: bool
+    """More emergency brakings an episode than any rule-based baseline."""
+
+
+def make_parts(given: Sequence[str], episodes: Sequence[EpisodeResult], *, seed: int) -> list[Part]:
+    """The parts of the networks under the paths ``given``, with statistics over their episodes."""
+    names = {path: name for name, path in unique_names(find_scenarios(given)).items()}
+    groups: list[tuple[str, tuple[str, ...]]] = []
+    for path in given:
+        inside = [names[found] for found in find_scenarios([path]) if found in names]
+        fresh = tuple(name for name in inside if not any(name in group for _, group in groups))
+        if len(fresh) > MOST_SINGLE:
+            groups.append((f"{Path(path).name} ({len(fresh)} networks)", fresh))
+        else:
+            groups += [(name, (name,)) for name in fresh]
+    return [Part(title, inside, _entries(inside, episodes, seed)) for title, inside in groups]
+
+
+def _entries(scenarios: tuple[str, ...], episodes: Sequence[EpisodeResult], seed: int) -> dict[str, Summary]:
+    chosen = [episode for episode in episodes if episode.scenario in scenarios]
+    return {entry["policy"]: entry for entry in summarise(chosen, seed=seed) if entry["scenario"] == ALL}
+
+
+def judge(part: Part, model: str) -> Verdict | None:
+    """Whether ``model`` wins the part; ``None`` where no rule-based baseline ran."""
+    own = part.entries[model]
+    rules = {policy: entry for policy, entry in part.entries.items() if policy in RULE_BASED}
+    known = {policy: entry for policy, entry in rules.items() if entry["avg_delay_s"]["mean"] is not None}
+    if not known:
+        return None
+    strongest = min(known, key=lambda policy: known[policy]["avg_delay_s"]["mean"])
+    differences = own["delay_difference_s"]
+    intervals = {policy: differences[policy]["interval_95"] for policy in rules}
+    not_beaten = [policy for policy, interval in intervals.items() if interval is None or interval[1] >= 0]
+    brakings = own["emergency_brakings"]["mean"]
+    more_brakings = brakings is not None and brakings > max(e["emergency_brakings"]["mean"] for e in known.values())
+    return Verdict(
+        part=part.title,
+        model=model,
+        passed=not (not_beaten or own["gridlocked"] or own["failed"] or more_brakings),
+        avg_delay_s=own["avg_delay_s"]["mean"],
+        strongest_rule=strongest,
+        difference_s=differences[strongest]["mean"],
+        interval_95=intervals[strongest],
+        not_beaten=not_beaten,
+        gridlocked=own["gridlocked"],
+        failed=own["failed"],
+        more_brakings=more_brakings,
+    )
+
+
+def judge_all(parts: Sequence[Part]) -> list[Verdict]:
+    """A verdict for each model and part."""
+    models = [policy for policy in parts[0].entries if policy not in BASELINES]
+    return [verdict for model in models for part in parts if (verdict := judge(part, model)) is not None]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], episodes: Sequence[EpisodeResult]) -> str:
+    """The tables of the benchmark, ready for a README."""
+    entries = parts[0].entries
+    names = display_names(list(entries))
+    sections = ["Mean delay, s per vehicle [95 % interval]. " + _how(parts), *_delay_table(parts, names)]
+    if verdicts:
+        sections += ["", "Verdict: below every rule-based baseline, clear of zero; difference to the strongest one."]
+        sections += ["", *_verdict_table(verdicts, names), "", "Delay of the model minus that of each baseline."]
+        sections += ["", *_difference_table(parts, verdicts, names)]
+    return "\n".join([*sections, "", "Over all episodes.", "", *_safety_table(episodes, names), ""])
+
+
+def _how(parts: Sequence[Part]) -> str:
+    episodes = ", ".join(f"{part.title}: {next(iter(part.entries.values()))['n']}" for part in parts)
+    return f"Episodes for each policy: {episodes}.\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(heading: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
+    return [_row(heading), _row(["---", *["---:"] * (len(heading) - 1)]), *map(_row, rows)]
+
+
+def _number(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if interval is None else f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def _signed(value: float | None, interval: Sequence[float] | None) -> str:
+    return "-" if value is None else f"{value:+.1f} {interval_text(interval)}"
+
+
+def _delay_table(parts: Sequence[Part], names: dict[str, str]) -> list[str]:
+    def cells(policy: str) -> Iterator[str]:
+        yield f"**{names[policy]}**" if policy not in BASELINES else names[policy]
+        for part in parts:
+            entry = part.entries[policy]
+            counts = "".join(f", {entry[key]} {key}" for key in ("gridlocked", "failed") if entry[key])
+            yield _number(entry["avg_delay_s"]["mean"], entry["avg_delay_s"]["interval_95"]) + counts
+
+    return _table(["policy", *[part.title for part in parts]], (list(cells(policy)) for policy in names))
+
+
+def _verdict_table(verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
+    def reasons(verdict: Verdict) -> str:
+        found = [f"not below {', '.join(verdict.not_beaten)}"] if verdict.not_beaten else []
+        counts = {"gridlocked": verdict.gridlocked, "failed": verdict.failed}
+        found += [f"{count} {word}" for word, count in counts.items() if count]
+        found += ["more emergency brakings"] if verdict.more_brakings else []
+        return "**yes**" if verdict.passed else f"no: {'; '.join(found)}"
+
+    rows = (
+        [
+            verdict.part,
+            names[verdict.model],
+            _number(verdict.avg_delay_s, None),
+            verdict.strongest_rule,
+            _signed(verdict.difference_s, verdict.interval_95),
+            reasons(verdict),
+        ]
+        for verdict in verdicts
+    )
+    return _table(["networks", "model", "delay", "strongest rule", "difference [95 %]", "below all"], rows)
+
+
+def _difference_table(parts: Sequence[Part], verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
+    models = list(dict.fromkeys(verdict.model for verdict in verdicts))
+    rows = (
+        [
+            f"{names[model]} - {names[other]}",
+            *[
+                _signed(found["mean"], found["interval_95"])
+                for found in (part.entries[model]["delay_difference_s"][other] for part in parts)
+            ],
+        ]
+        for model in models
+        for other in names
+        if other != model
+    )
+    return _table(["difference", *[part.title for part in parts]], rows)
+
+
+def _safety_table(episodes: Sequence[EpisodeResult], names: dict[str, str]) -> list[str]:
+    def cells(policy: str) -> Iterator[str]:
+        own = [episode for episode in episodes if episode.policy == policy]
+        worked = [episode for episode in own if episode.error is None]
+        yield from (names[policy], str(len(own)), str(len(own) - len(worked)))
+        for measure in ("gridlocked", "emergency_brakings", "not_inserted_veh", "teleports"):
+            yield str(sum(getattr(episode, measure) for episode in worked))
+
+    heading = ["policy", "episodes", "failed", "gridlocked", "emergency brakings", "vehicles not inserted", "teleports"]
+    return _table(heading, (list(cells(policy)) for policy in names))
+
+
+# ---------------------------------------------------------------------- the stage
+
+
+def _write(given: Sequence[str], seed: int, output: Path, results: Results) -> None:
+    from .chart import draw_parts
+
+    episodes, _ = results
+    parts = make_parts(given, episodes, seed=seed)
+    verdicts = judge_all(parts)
+    write_text(output / "benchmark.md", markdown(parts, verdicts, episodes))
+    write_json(output / "verdicts.json", [asdict(verdict) for verdict in verdicts])
+    draw_parts(output / "benchmark.png", [(part.title, part.scenarios, part.entries) for part in parts], episodes)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the stage."""
+    config = parse_config(BenchmarkConfig, argv, description=(__doc__ or "").splitlines()[0])
+    episodes, _ = evaluate(config, partial(_write, config.scenario, config.seed))
+    print((Path(config.output) / "benchmark.md").read_text(encoding="utf-8"))
+    print_failures(episodes)
+    print(f"results in {config.output}: benchmark.md, benchmark.png, verdicts.json, evaluation.json", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))

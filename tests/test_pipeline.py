@@ -1,0 +1,66 @@
+"""A folder of configs step by step: the whole pipeline, small, as `make demo` runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo.pipeline import read_steps
+
+SMALL = {
+    "1_scenarios": {"train": 2, "validation": 0, "test": 1, "duration_seconds": 240},
+    "2_generate": {"sample_fraction": 1.0, "horizon_seconds": 10},
+    "3_sft-data": {},
+    "4_sft": {"max_steps": 3, "evaluation_rows": 16, "max_new_tokens": 8},
+    "5_train": {"max_steps": 2, "validation_rows": 8, "max_new_tokens": 8},
+    "6_evaluate": {"policy": ["fixed_time", "max_pressure", "model/sft_model", "model/grpo_model"], "seeds": [7]},
+}
+
+
+def _demo(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "grpo", "pipeline", "configs"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_demo_goes_from_nothing_to_a_measured_model_and_then_rests(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name, settings in SMALL.items():
+        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    done = _demo(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "grpo_model" in done.stdout and "Next:" in done.stderr
+    results = json.loads((tmp_path / "results/evaluation/evaluation.json").read_text())
+    assert [episode["policy"] for episode in results["episodes"]] == SMALL["6_evaluate"]["policy"]
+    assert all(episode["error"] is None and episode["seed"] == 7 for episode in results["episodes"])
+    trained_on = {path.name for path in (tmp_path / "data/grpo_datasets").iterdir() if path.is_dir()}
+    assert trained_on.isdisjoint(episode["scenario"] for episode in results["episodes"])
+
+    again = _demo(tmp_path)
+    assert again.returncode == 0
+    assert again.stderr.count("already done") == len(SMALL)
+
+
+@pytest.mark.parametrize("folder", ["demo", "pretrained"])
+def test_the_shipped_pipelines_can_be_read(folder: str) -> None:
+    steps = read_steps(Path(__file__).parents[1] / "config" / folder)
+    assert [path.name.split("_")[0] for _, path, _ in steps] == [str(number + 1) for number in range(len(steps))]
+    made: set[str] = set()
+    for _, _, config in steps:  # every step reads what an earlier one made, or what is shipped
+        values = config.to_dict()
+        for name in ("model_path", "dataset_path"):
+            assert values.get(name, "embedded") in made | {"embedded"}
+        made |= {values[name] for name in ("output_dir", "output_path") if name in values}
+
+
+def test_steps_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["1_scenarios", "02_generate", "3_sft-data", "9_sft", "10_train", "10_evaluate"]
+    for name in reversed(names):
+        (tmp_path / f"{name}.yaml").write_text("seed: 3\n")
+    steps = read_steps(tmp_path)
+    assert [path.stem for _, path, _ in steps] == [*names[:4], "10_evaluate", "10_train"]
+    assert [stage for stage, _, _ in steps] == [config.STAGE for _, _, config in steps]
