@@ -133,7 +133,7 @@ def test_the_command_writes_tables_verdicts_and_chart(tmp_path: Path, answering_
     make_cross(tmp_path / "nets" / "cross", duration=120)
     make_pair(tmp_path / "nets" / "pair", duration=120)
     flags = ("--scenario", tmp_path / "nets", "--output", tmp_path / "out", "--seeds", 1, 2, "--max-workers", 2)
-    assert benchmark(*flags, "--policy", "fixed_time", answering_model) == 0
+    assert benchmark(*flags, "--policy", "fixed_time", "pretrained", answering_model) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("evaluation.json", "evaluation.csv", "evaluation.png", "manifest.json", "run.json"),
         *("benchmark.md", "verdicts.json", "benchmark.png"),
@@ -141,9 +141,13 @@ def test_the_command_writes_tables_verdicts_and_chart(tmp_path: Path, answering_
     shown = capsys.readouterr()
     assert (tmp_path / "out" / "benchmark.md").read_text() in shown.out
     assert "| policy | cross | pair |" in shown.out
-    assert "8/8" in shown.err
+    assert "12/12" in shown.err
+    assert "| **pretrained** |" in shown.out
     verdicts = json.loads((tmp_path / "out" / "verdicts.json").read_text())
-    assert [(v["part"], v["strongest_rule"]) for v in verdicts] == [("cross", "fixed_time"), ("pair", "fixed_time")]
+    assert [(v["model"], v["part"]) for v in verdicts] == [
+        (model, part) for model in ("pretrained", str(answering_model)) for part in ("cross", "pair")
+    ]
+    assert {v["strongest_rule"] for v in verdicts} == {"fixed_time"}
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stage"] == "benchmark"
 
 

@@ -23,6 +23,7 @@ from grpo.counterfactual import Horizon
 from grpo.episode import Episode, run_episode
 from grpo.errors import ConfigError, GrpoError, ModelError, ScenarioError
 from grpo.forks import in_fork
+from grpo.model_folder import SHIPPED
 from grpo.records import Action, Decision, EpisodeResult, Observation
 from grpo.report import MEASURES
 from grpo.sumo_interface import SignalSettings
@@ -145,6 +146,16 @@ def test_a_language_model_drives_and_is_named_by_its_path(scenarios: Path, answe
     assert (driven["policy"], driven["error"]) == (str(answering_model), None)
     assert driven["decisions"] > 10
     assert driven["decision_ms_p50"] > 0
+
+
+def test_the_shipped_models_drive_by_name(scenarios: Path, tmp_path: Path, capsys) -> None:
+    policies = ("fixed_time", *SHIPPED)
+    assert evaluate(scenarios / "pair", tmp_path / "out", "--policy", *policies, "--seeds", 1) == 0
+    found = {run["policy"]: run for run in read(tmp_path / "out")["episodes"]}
+    assert tuple(found) == policies and {run["error"] for run in found.values()} == {None}
+    assert all(found[name]["decisions"] > 10 and found[name]["decision_ms_p50"] > 0 for name in SHIPPED)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in SHIPPED)
 
 
 class Faltering:

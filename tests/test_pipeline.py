@@ -64,3 +64,15 @@ def test_steps_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     steps = read_steps(tmp_path)
     assert [path.stem for _, path, _ in steps] == [*names[:4], "10_evaluate", "10_train"]
     assert [stage for stage, _, _ in steps] == [config.STAGE for _, _, config in steps]
+
+
+def test_a_step_that_fails_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "1_sft-data.yaml").write_text("dataset_path: absent\n")
+    (tmp_path / "configs" / "2_scenarios.yaml").write_text("train: 1\nduration_seconds: 120\n")
+    done = _demo(tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    *_, cause, last = done.stderr.splitlines()
+    assert cause.startswith("error: absent: no such dataset")
+    assert last == "error: stopped in `grpo sft-data --config configs/1_sft-data.yaml` (exit code 2)"
+    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
