@@ -109,14 +109,17 @@ def small_policy(model_path: str) -> LanguageModelPolicy | None:
     )
 
 
-@cache
 def light_policy(name: str, *, seed: int) -> Policy:
-    """A rule, or a small language model: a policy that a simulator's process can hold. Loaded once in a process.
+    """A rule, or a small language model: a policy that a simulator's process can hold.
 
-    Raises :class:`ModelError` where ``name`` is neither.
+    ``seed`` matters to the random rule alone; a model is loaded once in a process. Raises :class:`ModelError` where
+    ``name`` is neither.
     """
-    if name in RULE_POLICIES:
-        return make_rule_policy(name, seed=seed)
+    return make_rule_policy(name, seed=seed) if name in RULE_POLICIES else _light_model(name)
+
+
+@cache
+def _light_model(name: str) -> LanguageModelPolicy:
     policy = small_policy(resolve_policy(name))
     if policy is None:
         raise ModelError(f"{name}: is too large to drive simulations; give a small model or {', '.join(RULE_POLICIES)}")

@@ -8,7 +8,6 @@ their order and transitions stay the network's own. Every light is timed for its
 from __future__ import annotations
 
 import gzip
-import os
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
@@ -148,13 +147,13 @@ class _Inputs:
 
 def _flows(inputs: _Inputs) -> dict[Movement, float]:
     """Vehicles an hour of every movement, over the time of the scenario."""
-    import sumo
+    from .synthetic_roads import sumo_binary
 
     counts: Counter[Movement] = Counter()
     last = inputs.begin
     with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
         output = Path(folder) / "routes.xml"
-        command = [os.path.join(sumo.SUMO_HOME, "bin", "duarouter"), "--net-file", str(inputs.net), "--seed", "1"]
+        command = [sumo_binary("duarouter"), "--net-file", str(inputs.net), "--seed", "1"]
         command += ["--route-files", ",".join(map(str, inputs.routes)), "--output-file", str(output)]
         command += ["--ignore-errors", "--no-warnings", "--no-step-log", "--xml-validation", "never"]
         if inputs.additional:
