@@ -7,6 +7,7 @@ it is handed for what it needs of each vehicle and no more, because these reads 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,8 @@ class LaneGraph:
     """Lanes that a lane leads to."""
     before: Mapping[str, Sequence[str]]
     """Lanes that lead to a lane without passing another traffic light."""
+    turnarounds: AbstractSet[tuple[str, str]] = frozenset()
+    """Connections that lead back where they came from: hardly anybody waits to turn round."""
 
 
 def reach(graph: LaneGraph, start: str, distance: float, *, upstream: bool) -> dict[str, float]:
@@ -57,6 +60,17 @@ class PhaseArea:
     by_lane: dict[str, tuple[str, ...]]
     """Incoming lane -> the lanes that feed it, itself included."""
     downstream: dict[str, float]
+    half_open: frozenset[str]
+    """Incoming lanes of which another movement is red, and the lanes that feed no other incoming lane than these."""
+
+
+class LaneOfPhase(NamedTuple):
+    """What a lane before the stop lines is to one phase."""
+
+    phase: int
+    feeds: tuple[int, ...]
+    """The incoming lanes that it leads to, as positions in ``incoming``."""
+    half_open: bool
 
 
 class LaneBefore(NamedTuple):
@@ -65,8 +79,7 @@ class LaneBefore(NamedTuple):
     lane: str
     to_line: float
     """Metres from the beginning of the lane to the stop line."""
-    phases: tuple[tuple[int, tuple[int, ...]], ...]
-    """The phases it belongs to, each with the incoming lanes that it feeds, as positions in ``incoming``."""
+    phases: tuple[LaneOfPhase, ...]
     rolling_below: float
     """Half the speed limit, m/s."""
     exclusive: bool
@@ -114,7 +127,9 @@ def detection_area(
     """Build the areas of a light; ``links[i]`` holds the (incoming, outgoing) lanes of signal link ``i``."""
     areas = []
     for green in plan.greens:
-        served = [pair for i, char in enumerate(green.state) if char in "Gg" and i < len(links) for pair in links[i]]
+        signs = list(zip(green.state, links, strict=False))  # some programs have more signs than links
+        served = [pair for char, pairs in signs if char in "Gg" for pair in pairs]
+        held = {pair[0] for char, pairs in signs if char not in "Gg" for pair in pairs if pair not in graph.turnarounds}
         incoming = tuple(dict.fromkeys(lane for lane, _ in served))
         upstream: dict[str, float] = {}
         by_lane = {}
@@ -127,7 +142,8 @@ def detection_area(
         for lane in dict.fromkeys(lane for _, lane in served):
             for name, offset in reach(graph, lane, distance, upstream=False).items():
                 downstream[name] = min(offset, downstream.get(name, offset))
-        areas.append(PhaseArea(incoming, upstream, by_lane, downstream))
+        free = {name for lane in incoming if lane not in held for name in by_lane[lane]}
+        areas.append(PhaseArea(incoming, upstream, by_lane, downstream, frozenset(upstream.keys() - free)))
     return DetectionArea(
         phases=tuple(areas),
         yielding=tuple(green.state.count("g") for green in plan.greens),
@@ -140,7 +156,11 @@ def detection_area(
 def _lanes_before(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[LaneBefore]:
     for lane, offset in dict.fromkeys(place for area in areas for place in area.upstream.items()):
         phases = tuple(
-            (number, tuple(row for row, feeding in enumerate(area.by_lane.values()) if lane in feeding))
+            LaneOfPhase(
+                number,
+                tuple(row for row, feeding in enumerate(area.by_lane.values()) if lane in feeding),
+                lane in area.half_open,
+            )
             for number, area in enumerate(areas)
             if area.upstream.get(lane) == offset
         )
@@ -173,7 +193,8 @@ def measure_phases(
         if before.lane not in occupied:
             continue
         seen = _count_before(occupied[before.lane], before, vehicles, distance, extend_seconds)
-        for phase, fed in before.phases:
+        present = seen.halting + seen.arriving + seen.approaching
+        for phase, feeds, half_open in before.phases:
             total = sums[phase]
             total["queue"] += seen.halting
             total["arriving"] += seen.arriving
@@ -181,10 +202,12 @@ def measure_phases(
             total["soon"] += seen.soon
             total["rolling"] += seen.rolling
             if before.exclusive:
-                total["exclusive"] += seen.halting + seen.arriving + seen.approaching
+                total["exclusive"] += present
+            if half_open:
+                total["half_open"] += present
             if seen.halting:
                 wait[phase] = max(wait[phase], seen.wait)
-                for row in fed:
+                for row in feeds:
                     lane_queue[phase][row] += seen.halting
     for behind in area.behind:
         if behind.lane in occupied:
@@ -204,7 +227,17 @@ def measure_phases(
     ]
 
 
-_SUMMED = ("queue", "arriving", "approaching", "soon", "rolling", "exclusive", "downstream", "downstream_queue")
+_SUMMED = (
+    "queue",
+    "arriving",
+    "approaching",
+    "soon",
+    "rolling",
+    "exclusive",
+    "half_open",
+    "downstream",
+    "downstream_queue",
+)
 
 
 class _Seen(NamedTuple):

@@ -38,6 +38,10 @@ PHASE_FIELDS: dict[str, dict[Language, str]] = {
         "en": "vehicles in sight on lanes that no other phase serves",
         "zh": "只由该相位放行的车道上的车辆数",
     },
+    "half_open": {
+        "en": "vehicles in sight on lanes of which another movement is red",
+        "zh": "所在车道另有流向为红灯的车辆数",
+    },
     "wait": {"en": "seconds the longest-standing vehicle has stood", "zh": "停得最久的车辆已停的秒数"},
     "downstream": {"en": "vehicles on the lanes behind the junction", "zh": "路口之后车道上的车辆数"},
     "downstream_queue": {"en": "those of them that stand", "zh": "路口之后车道上停着的车辆数"},
@@ -53,6 +57,7 @@ DEFAULT_FIELDS = (
     "soon",
     "approaching",
     "exclusive",
+    "half_open",
     "wait",
     "downstream_queue",
     "yielding",

@@ -44,6 +44,9 @@ class PhaseMetrics:
     """Of the moving vehicles those slower than half their lane's limit: a queue that is discharging or building up."""
     exclusive: int
     """Of all vehicles within range those on lanes that no other phase serves."""
+    half_open: int
+    """Of all vehicles within range those on lanes of which another movement is red in this phase: the first vehicle
+    that is to go there stops all behind it."""
     downstream_queue: int
     """Of the vehicles behind the junction those that stand: spillback begins there."""
     yielding: int

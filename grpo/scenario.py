@@ -25,7 +25,7 @@ SCHEDULE = (
     "cross_protected", "tee", "grid", "cross", "one_way", "pair", "corridor", "cross_protected", "grid", "star",
 )  # fmt: skip
 """The kinds of a split's scenarios, over and over: three in five have one light."""
-LOADS = ((0.0, 0.05), (0.1, 0.25), (0.3, 0.55), (0.7, 0.85), (0.9, 1.05), (1.0, 1.2))
+LOADS = ((0.0, 0.08), (0.05, 0.25), (0.25, 0.5), (0.55, 0.8), (0.8, 1.05), (1.0, 1.35))
 """Quantiles of the worst degree of saturation under a scenario's own program: from night to beyond capacity."""
 
 _SUMOCFG = """<?xml version="1.0" encoding="UTF-8"?>

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .config import EvaluationConfig, GRPOConfig
 
 ProgramKind = Literal["controlled", "own", "actuated", "actuated_delay", "webster"]
+_DIRECTION = 6  # place of a link's direction in what libsumo tells of it
+_TURNAROUND = "tT"  # right-hand and left-hand traffic
 _RAIL_TYPES = (1, 2)  # libsumo's TrafficLightType: rail signal, rail crossing
 
 
@@ -236,16 +238,19 @@ class TrafficSimulation:
         limit: dict[str, float] = {}
         behind: dict[str, list[str]] = {}
         before: dict[str, list[str]] = {}
+        turnarounds: set[tuple[str, str]] = set()
         for lane in self._sumo.lane.getIDList():
             length[lane] = self._sumo.lane.getLength(lane)
             limit[lane] = self._sumo.lane.getMaxSpeed(lane)
             if lane.startswith(":"):
                 continue
-            behind[lane] = [link[0] for link in self._sumo.lane.getLinks(lane)]
+            onward = self._sumo.lane.getLinks(lane)
+            behind[lane] = [link[0] for link in onward]
+            turnarounds.update((lane, link[0]) for link in onward if link[_DIRECTION] in _TURNAROUND)
             for following in behind[lane]:
                 if (lane, following) not in signalled:
                     before.setdefault(following, []).append(lane)
-        graph = LaneGraph(length, limit, behind, before)
+        graph = LaneGraph(length, limit, behind, before, turnarounds)
         for junction_id, plan in self.plans.items():
             self._areas[junction_id] = detection_area(plan, links[junction_id], graph, self.settings.detection_range)
 

@@ -1,6 +1,6 @@
 """Synthetic scenarios: a road network, its signal programs and its demand, drawn from one random generator.
 
-The roads come from ``synthetic_roads.py``, the phases from ``synthetic_programs.py``, the shape of the demand from
+The roads come from ``synthetic_roads.py``, the phases from ``synthetic_phases.py``, the shape of the demand from
 ``synthetic_demand.py``. Here green times are fitted to the mean demand, as a traffic engineer would fit a fixed
 program, and the demand is scaled until the worst lane of the worst time slot reaches the wanted degree of
 saturation under that program. Splits, folders and settings are the business of ``scenario.py``.
@@ -27,7 +27,8 @@ from .synthetic_demand import (
     sum_flows,
 )
 from .synthetic_lanes import Approach
-from .synthetic_programs import draw_limits, draw_phases, read_junction, transition_s, write_program
+from .synthetic_phases import draw_phases, read_junction
+from .synthetic_programs import draw_limits, transition_s, write_program
 from .synthetic_roads import Roads, draw_roads, net_text, netconvert
 
 KINDS = ("cross", "cross_protected", "tee", "star", "one_way", "pair", "corridor", "grid")
@@ -39,7 +40,7 @@ _START_LOSS_S = 1.0  # of each green, which no vehicle uses; some pass at yellow
 _BLOCKING = 1.8  # a permissive left also holds up those behind it, in its own lane or beyond its pocket
 _MIN_GREEN_S = 6
 _LONG_POCKET_M = 60  # in a shorter one some green is lost to vehicles that cannot reach their lane
-_MOST_VEH_PER_HOUR = {1: 2600.0, 2: 2800.0}  # by lights: what a scenario may cost to simulate
+_MOST_VEH_PER_HOUR = {1: 3000.0, 2: 3200.0}  # by lights: what a scenario may cost to simulate
 _SPILLBACK = {"pair": 0.95, "corridor": 0.9, "grid": 0.85}  # of the load, where queues reach the light behind
 
 
@@ -68,7 +69,7 @@ def make_scenario(kind: str, *, load: float, duration_s: int, rng: np.random.Gen
     cycle_s = round((20 + 15 * max(len(program.states) for program in programs) + 30 * load) * rng.uniform(0.7, 1.3))
     cycle_s = max(min(cycle_s, 140), *(program.shortest_cycle_s for program in programs), 40)
     scale = 300.0
-    most = _MOST_VEH_PER_HOUR.get(len(roads.lights), 3200.0)
+    most = _MOST_VEH_PER_HOUR.get(len(roads.lights), 3600.0)
     for _ in range(30):  # permissive lefts lose capacity as demand grows: the scale has no closed form
         flows = sum_flows(ways, {far: scale * weight for far, weight in weights.items()})
         for program in programs:
@@ -114,6 +115,7 @@ class _FixedProgram:
         self.junction = junction = read_junction(net, roads, light)
         phases = draw_phases(junction, rng, lefts_apart=lefts_apart)
         self.states = [junction.state(phase) for phase in phases]
+        self.half_open_lanes = junction.half_open_lanes(phases)
         self.limits = draw_limits(junction, phases, rng)
         self.lost_s = sum(transition_s(self.states, self.limits))
         self.shortest_cycle_s = self.lost_s + (_MIN_GREEN_S + 2) * len(phases)
@@ -204,6 +206,7 @@ class _FixedProgram:
         return {
             "arms": len({end for movement in self.junction.links for end in movement}),
             "phases": len(self.states),
+            "half_open_lanes": self.half_open_lanes,
             "green_s": [int(green) for green in self.greens],
             "cycle_s": cycle_s,
             **asdict(self.limits),

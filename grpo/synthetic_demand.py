@@ -13,8 +13,8 @@ import numpy as np
 from .synthetic_lanes import Approach
 from .synthetic_roads import Roads
 
-PROFILES = ("peak", "two_peaks", "pulse", "ramp_up", "ramp_down", "flat", "tidal")
-"""How the demand changes; a tide turns the main road's demand round. The first three are low at the end."""
+PROFILES = ("peak", "two_peaks", "pulse", "plateau", "ramp_up", "ramp_down", "flat", "tidal")
+"""How the demand changes; a tide turns the main road's demand round. The first four are low at the end."""
 
 _RARE = 0.02  # ways through the network that a smaller share of an arm's vehicles would take are left out
 _ENTERING = 0.45  # vehicles a second that can enter on one lane
@@ -56,12 +56,13 @@ def draw_demand(roads: Roads, load: float, rng: np.random.Generator) -> tuple[st
     Where the ``load`` is near or above capacity it is so for a part of the time, and falls before the end.
     """
     slots = int(rng.integers(4, 8))
-    profile = str(rng.choice(PROFILES[:3] if load > 0.85 else PROFILES))
+    profile = str(rng.choice(PROFILES[:4] if load > 0.85 else PROFILES))
     time = (np.arange(slots) + 0.5) / slots
     factor = {
         "peak": 0.3 + 0.7 * np.sin(math.pi * time),
         "two_peaks": 0.45 + 0.55 * np.abs(np.sin(2 * math.pi * time)),
         "pulse": np.where(np.arange(slots) == rng.integers(0, slots - 1), 1.0, 0.5),
+        "plateau": np.where(np.abs(time - 0.4) < 0.25, 1.0, 0.4),
         "ramp_up": 0.3 + 0.7 * time,
         "ramp_down": 1 - 0.7 * time,
         "flat": np.ones(slots),

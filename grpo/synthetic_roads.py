@@ -2,7 +2,7 @@
 
 One light with three to five arms, two to four in a row, or a grid; every angle, length, speed and lane is drawn, so
 that no two junctions are alike. The use of lanes is the business of ``synthetic_lanes.py``, signal programs that of
-``synthetic_programs.py``.
+``synthetic_phases.py``.
 """
 
 from __future__ import annotations

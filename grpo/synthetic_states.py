@@ -18,7 +18,7 @@ from .records import Observation, PhaseMetrics
 def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
     """``count`` random observations, spread around what real junctions show at decision points."""
     shape = (count, 8)
-    phases = rng.choice([2, 3, 4, 5, 6, 7, 8], size=count, p=[0.33, 0.22, 0.25, 0.08, 0.06, 0.03, 0.03])
+    phases = rng.choice([2, 3, 4, 5, 6, 7, 8], size=count, p=[0.22, 0.2, 0.23, 0.15, 0.1, 0.06, 0.04])
     lanes = rng.choice([1, 2, 3, 4, 5, 6, 8], size=shape, p=[0.22, 0.28, 0.16, 0.17, 0.05, 0.08, 0.04])
     busy = rng.choice([0.5, 1.5, 3.0, 6.0, 12.0], size=(count, 1), p=[0.2, 0.25, 0.25, 0.2, 0.1])
     queue = np.floor(rng.exponential(busy, shape) * np.sqrt(lanes) * (rng.random(shape) > 0.2)).astype(int)
@@ -39,6 +39,8 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
     rounds = np.floor(rng.random(count) ** 3 * ((max_green - min_green) // extend + 1)).astype(int)
     elapsed = np.minimum(min_green + rounds * extend + (rng.random(count) < 0.1), max_green - 1)
     seconds = np.where(rng.random(count) < 0.6, rng.integers(0, 7200, count), rng.integers(0, 90000, count))
+    exclusive = rng.binomial(queue + moving, 1 - shared)
+    partly = rng.choice([0.0, 1.0, 0.5], size=shape, p=[0.6, 0.2, 0.2])
     metrics = {
         "lanes": lanes,
         "queue": queue,
@@ -49,7 +51,8 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
         "downstream": downstream,
         "soon": rng.binomial(approaching, rng.choice([0.2, 0.5, 0.9], size=shape)),
         "rolling": rng.binomial(moving, rng.choice([0.0, 0.2, 0.7], size=shape, p=[0.4, 0.3, 0.3])),
-        "exclusive": rng.binomial(queue + moving, 1 - shared),
+        "exclusive": exclusive,
+        "half_open": rng.binomial(queue + moving - exclusive, partly),  # what is red now another phase serves
         "downstream_queue": rng.binomial(downstream, rng.choice([0.0, 0.1, 0.5], size=shape, p=[0.6, 0.25, 0.15])),
         "yielding": rng.choice([0, 1, 2, 3, 4, 6], size=shape, p=[0.5, 0.12, 0.18, 0.05, 0.1, 0.05]),
     }
@@ -151,7 +154,9 @@ def prior(observation: Observation) -> float:
     current, *others = observation.phases.values()
     served, away = discharge(observation)
     room = max(0.1, 1 - current.downstream_queue / (8 * current.lanes))
-    saved = (served * room + current.approaching / 10) * away + 2
+    present = current.queue + current.arriving + current.approaching
+    free = 1 - current.half_open / (2 * present) if present else 1.0  # some of them wait for another phase
+    saved = (served * room + current.approaching / 10) * free * away + 2
     waiting = sum(phase.queue + phase.arriving + phase.approaching / 2 for phase in others)
     lost = observation.extend_seconds * waiting * (1 + max(phase.wait for phase in others) / 240) + 2
     return 1 / (1 + (lost / saved) ** 1.5)

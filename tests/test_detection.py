@@ -104,7 +104,8 @@ def two_arms(distance: float) -> DetectionArea:
 
 def test_areas_follow_the_greens_of_the_plan() -> None:
     west, south = two_arms(150.0).phases
-    assert west == PhaseArea(("w",), {"w": 0.0, "w0": 100.0}, {"w": ("w", "w0")}, {"e": 0.0, "e1": 40.0})
+    upstream = {"w": 0.0, "w0": 100.0}
+    assert west == PhaseArea(("w",), upstream, {"w": ("w", "w0")}, {"e": 0.0, "e1": 40.0}, frozenset())
     assert south.incoming == ("s0", "s1")
     assert south.upstream == {"s0": 0.0, "s1": 0.0}
     assert south.downstream == {"e": 0.0, "e1": 40.0, "n": 0.0}
@@ -268,6 +269,41 @@ def test_exclusive_are_those_that_no_other_phase_would_serve() -> None:
     assert (alone.exclusive, other.exclusive) == (6, 1), "all within range, standing or not"
 
 
+def half_open(*states: str, turnarounds: frozenset[tuple[str, str]] = frozenset()) -> list[frozenset[str]]:
+    """Half-open lanes of each phase: lane a (two links) has feeder a0, shared with lane b (link 2); c has link 3."""
+    length = dict.fromkeys(("a", "b", "c", "x", "y"), 50.0) | {"a0": 60.0, "a1": 60.0}
+    graph = LaneGraph(
+        length, dict.fromkeys(length, LIMIT), {}, {"a": ["a0", "a1"], "b": ["a0"]}, turnarounds=turnarounds
+    )
+    own = [Phase(state, 10, 10, 10) for green in states for state in (green, green.replace("G", "y").replace("g", "y"))]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    links = [[("a", "x")], [("a", "y")], [("b", "y")], [("c", "x")]]
+    return [area.half_open for area in detection_area(plan, links, graph, 150.0).phases]
+
+
+def test_a_lane_is_half_open_where_another_of_its_movements_is_red() -> None:
+    assert half_open("GgGr", "rrrG") == [frozenset(), frozenset()]
+    main, left = half_open("GgGG", "rGrr")
+    assert (main, left) == (frozenset(), {"a", "a0", "a1"})
+    assert half_open("GsGr", "rGrr") == [{"a", "a1"}, {"a", "a0", "a1"}], "a0 leads to an open lane as well"
+
+
+def test_nobody_waits_to_turn_round() -> None:
+    assert half_open("GrGr", "rrrG", turnarounds=frozenset({("a", "y")})) == [frozenset(), frozenset()]
+
+
+def test_everybody_in_sight_of_a_half_open_lane_is_counted() -> None:
+    graph = lane_graph({"a": 50.0, "b": 50.0, "a0": 100.0, "x": 10.0, "y": 10.0}, {}, {"a": ["a0"]})
+    own = [Phase(state, 10, 10, 10) for state in ("GgG", "yGy", "rGr", "ryr")]
+    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    area = detection_area(plan, [[("a", "x")], [("a", "y")], [("b", "x")]], graph, 140.0)
+    standing, moving, out_of_range = (40.0, 0.0, 1.0), (20.0, 9.0, 0.0), (9.0, 9.0, 0.0)
+    vehicles = Vehicles({"a": [standing, moving], "a0": [moving, out_of_range], "b": [standing]})
+    main, left = measure_phases(area, vehicles.occupied, vehicles, distance=140.0, extend_seconds=5)
+    assert (main.queue, main.half_open) == (2, 0)
+    assert (left.queue, left.half_open, left.exclusive) == (1, 3, 0)
+
+
 def test_yielding_are_the_movements_that_give_way() -> None:
     area = two_phases("gGg", "rGG")
     assert area.yielding == (2, 0)
@@ -328,32 +364,51 @@ class PlainDetection:
     def phases(self, observation: Observation) -> dict[str, PhaseMetrics]:
         groups = self.links[observation.junction_id]
         states = {green.id: green.state for green in self.simulation.plans[observation.junction_id].greens}
-        served = {
-            name: [link for i, char in enumerate(states[name]) if char in "Gg" for link in groups[i]]
-            for name in observation.phases
-        }
+        served, held = (
+            {
+                name: [link for i, char in enumerate(states[name]) if (char in "Gg") == green for link in groups[i]]
+                for name in observation.phases
+            }
+            for green in (True, False)
+        )
         before = {name: set(self.before(links)) for name, links in served.items()}
         return {
             name: self.metrics(
-                links, set().union(*(before[other] for other in before if other != name)), states[name].count("g")
+                links,
+                {link[0] for link in held[name] if not self.turns_round(link)},
+                set().union(*(before[other] for other in before if other != name)),
+                states[name].count("g"),
             )
             for name, links in served.items()
         }
+
+    def turns_round(self, link: Sequence[str]) -> bool:
+        """By the junction's own geometry: the road it leads to begins where its own road begins."""
+        begins, ends = self.sumo.edge.getFromJunction, self.sumo.edge.getToJunction
+        start, end = (self.sumo.lane.getEdgeID(lane) for lane in link[:2])
+        return bool(begins(start) == ends(end))
 
     def before(self, served: Sequence[Sequence[str]]) -> dict[str, float]:
         """Lanes before the stop lines, each with its least distance to one."""
         found = [self.near(start, upstream=True) for start in {link[0] for link in served}]
         return {lane: min(f[lane] for f in found if lane in f) for f in found for lane in f}
 
-    def metrics(self, served: Sequence[Sequence[str]], of_others: set[str], yielding: int) -> PhaseMetrics:
+    def metrics(
+        self, served: Sequence[Sequence[str]], held: set[str], of_others: set[str], yielding: int
+    ) -> PhaseMetrics:
         vehicle, settings = self.sumo.vehicle, self.simulation.settings
         incoming = {link[0] for link in served}
         found = {start: self.near(start, upstream=True) for start in incoming}
         offset = self.before(served)
+        free = {lane for start in incoming - held for lane in found[start]}
         exits = [self.near(link[1], upstream=False) for link in served]
         standing: list[str] = []
         seen = dict.fromkeys(
-            ("arriving", "approaching", "soon", "rolling", "exclusive", "downstream", "downstream_queue"), 0
+            (
+                *("arriving", "approaching", "soon", "rolling"),
+                *("exclusive", "half_open", "downstream", "downstream_queue"),
+            ),
+            0,
         )
         wait = 0.0
         for name in vehicle.getIDList():
@@ -366,6 +421,7 @@ class PlainDetection:
             if gap > settings.detection_range:
                 continue
             seen["exclusive"] += lane not in of_others
+            seen["half_open"] += lane not in free
             if speed < 0.1:
                 standing.append(lane)
                 wait = max(wait, vehicle.getWaitingTime(name))
@@ -393,7 +449,8 @@ class PlainDetection:
 def _network(kind: str, folder: Path) -> Path:
     if kind == "pair":
         return make_pair(folder)
-    made = make_scenario(kind, load=0.9, duration_s=300, rng=np.random.default_rng(3))
+    seed = 3 if kind == "cross" else 5  # that cross has exclusive lanes, and a light of that grid divides shared ones
+    made = make_scenario(kind, load=0.9, duration_s=300, rng=np.random.default_rng(seed))
     (folder / "made.net.xml").write_text(made.net_xml)
     (folder / "made.rou.xml").write_text(made.routes_xml)
     sumocfg = folder / "made.sumocfg"
@@ -432,6 +489,10 @@ def test_observations_are_those_of_the_plainest_count(kind: str, detection_range
             simulation.step()
     for field in dataclasses.fields(PhaseMetrics):
         # nobody gives way where every turn is protected, nor stands behind a junction without another light in sight
-        absent = {"yielding": kind == "cross_protected", "downstream_queue": kind not in ("pair", "grid")}
+        absent = {
+            "yielding": kind == "cross_protected",
+            "downstream_queue": kind not in ("pair", "grid"),
+            "half_open": kind != "grid",
+        }
         if not absent.get(field.name, False) and not (field.name == "downstream_queue" and detection_range < 100):
             assert any(getattr(metrics, field.name) for metrics in seen), f"this traffic shows nothing of {field.name}"

@@ -116,7 +116,7 @@ def test_rendering_is_the_same_in_another_process() -> None:
     program = (
         "from grpo.prompt_builder import build_prompt\n"
         "from grpo.records import Observation, PhaseMetrics\n"
-        "m = PhaseMetrics(*range(12))\n"
+        "m = PhaseMetrics(*range(13))\n"
         "seen = Observation('J', 5.0, ('0', '2'), '2', 5, 5, 60, 5, 3, {'2': m, '0': m})\n"
         "print(build_prompt(seen))"
     )

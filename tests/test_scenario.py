@@ -21,7 +21,8 @@ from grpo.scenario import LOADS, SCHEDULE, find_scenarios, generate_suite, scena
 from grpo.signals import is_green, yellow_between
 from grpo.synthetic import KINDS, _to_sum, make_scenario
 from grpo.synthetic_demand import Burst, _intervals
-from grpo.synthetic_lanes import find_turns, lane_uses
+from grpo.synthetic_lanes import Approach, find_turns, lane_uses
+from grpo.synthetic_phases import Junction, draw_phases
 from grpo.synthetic_programs import Limits, transition
 from grpo.synthetic_roads import sumo_binary
 
@@ -153,6 +154,45 @@ def test_greens_that_cross_never_show_together(written: Path) -> None:
                     assert links[waits]["dir"] != "s"
 
 
+def test_lanes_are_open_in_full_in_some_phase_and_the_half_open_ones_are_told(written: Path) -> None:
+    net = ET.parse(written / "net.xml").getroot()
+    told = json.loads((written / "parameters.json").read_text())["lights"]
+    for program in net.iter("tlLogic"):
+        light = program.attrib["id"]
+        lanes: dict[tuple[str, str], list[int]] = {}
+        for link in net.iter("connection"):
+            if link.get("tl") == light:
+                lanes.setdefault((link.attrib["from"], link.attrib["fromLane"]), []).append(
+                    int(link.attrib["linkIndex"])
+                )
+        greens = [phase.attrib["state"] for phase in program.iter("phase") if is_green(phase.attrib["state"])]
+        opened = {lane: [{state[i] in "Gg" for i in links} for state in greens] for lane, links in lanes.items()}
+        assert all({True} in signs for signs in opened.values())
+        assert sum({True, False} in signs for signs in opened.values()) == told[light]["half_open_lanes"]
+
+
+def test_a_light_may_have_a_phase_for_the_lefts_of_shared_lanes() -> None:
+    """As netconvert makes them: after the main phase of two facing roads of one lane their left turns alone."""
+    arms = [("W", "S", "E", "N"), ("E", "N", "W", "S")]
+    approaches = [
+        Approach(far, "J", 1, 13.9, 0, 0, 0, dict(zip(to, ("right", "through", "left"), strict=True)), {}, (tuple(to),))
+        for far, *to in arms
+    ]
+    links = [(far, node) for far, *to in arms for node in to]
+    left, ahead = {("W", "N"): 2, ("E", "S"): 5}, {("W", "E"): 1, ("E", "W"): 4}
+    yields = [frozenset[int]()] * 6
+    yields[left["W", "N"]], yields[left["E", "S"]] = frozenset({ahead["E", "W"]}), frozenset({ahead["W", "E"]})
+    foes = [frozenset(j for j in range(6) if j in yields[i] or i in yields[j]) for i in range(6)]
+    junction = Junction(approaches, links, foes, yields)
+    programs = [draw_phases(junction, np.random.default_rng(seed)) for seed in range(60)]
+    assert [frozenset(links), frozenset(left)] in programs
+    for phases in programs:
+        assert junction.half_open_lanes(phases) == sum(
+            any(0 < len(phase & set(links[i : i + 3])) < 3 for phase in phases) for i in (0, 3)
+        )
+    assert 0.1 < np.mean([junction.half_open_lanes(phases) > 0 for phases in programs]) < 0.6
+
+
 def test_every_way_of_the_demand_is_served(written: Path) -> None:
     net = ET.parse(written / "net.xml").getroot()
     greens = {
@@ -187,7 +227,10 @@ def test_demand_of_the_routes_is_the_demand_of_the_manifest(written: Path) -> No
 def test_suite_is_wide() -> None:
     assert set(SCHEDULE) == set(KINDS)
     assert set(SCHEDULE[:6]) >= {"cross", "tee", "pair", "grid"}
-    assert LOADS[0][1] < 0.1 and LOADS[-1][1] > 1.1
+    shares, loads = zip(*LOADS, strict=True)
+    assert loads[0] < 0.1 and loads[-1] > 1.3, "from night to far beyond capacity"
+    assert np.interp(0.05, shares, loads) >= 0.2, "hardly any of them nearly empty"
+    assert np.interp(0.8, shares, loads) >= 1
 
 
 def test_find_scenarios_takes_files_and_folders_once(tmp_path: Path) -> None:
