@@ -24,7 +24,7 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/grpo pipeline config/demo
 
-# The shipped controller from nothing: networks, base model, labels, SFT. Hours on a CPU.
+# The shipped controller from nothing: networks, base model, labels, SFT, labels again, GRPO. Hours on a CPU.
 pretrained: $(READY)
 	$(BIN)/grpo pipeline config/pretrained
 

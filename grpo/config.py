@@ -208,7 +208,9 @@ class SFTDataConfig(StageConfig):
 
     STAGE: ClassVar[str] = "sft-data"
     dataset_path: str = Field(
-        default="data/grpo_datasets", min_length=1, description="dataset file or folder of `grpo generate`"
+        default="data/grpo_datasets",
+        min_length=1,
+        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
     )
     output_path: str = Field(
         default="data/sft_datasets/sft_dataset.json",
@@ -372,7 +374,9 @@ class GRPOTrainingConfig(StageConfig):
         description="seconds that one `yes` keeps the green; rows made with another value are refused",
     )
     dataset_path: str = Field(
-        default="data/grpo_datasets", min_length=1, description="dataset file or folder of `grpo generate`"
+        default="data/grpo_datasets",
+        min_length=1,
+        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
     )
     validation_rows: int = Field(
         default=128,

@@ -5,6 +5,7 @@ Units: times and durations in seconds of simulated time, counts in vehicles, del
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -235,8 +236,13 @@ def _json(text: str, path: Path, lines_before: int = 0) -> Any:
 
 
 def dataset_files(dataset_path: str | Path) -> list[Path]:
-    """The dataset files under a path: the file itself, or ``*/grpo_dataset.json`` of a folder, sorted."""
+    """The dataset files under a path: the file itself, or ``*/grpo_dataset.json`` of a folder, sorted.
+
+    A path that does not exist may be a pattern, ``data/labels_*``: the files under all that it matches.
+    """
     path = Path(dataset_path)
+    if not path.exists() and (matches := sorted(glob.glob(str(path)))):
+        return [file for match in matches for file in dataset_files(match)]
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -218,6 +218,7 @@ def test_dataset_files_of_a_file_and_of_folders(tmp_path: Path) -> None:
         tmp_path / "a/grpo_dataset.json", tmp_path / "b/grpo_dataset.json", tmp_path / "c/grpo_dataset.jsonl"
     ]  # fmt: skip
     assert dataset_files(tmp_path / "a") == [tmp_path / "a/grpo_dataset.json"]
+    assert dataset_files(tmp_path / "[abc]") == dataset_files(tmp_path)
     assert dataset_files(tmp_path / "a/manifest.json") == [tmp_path / "a/manifest.json"]
 
 
