@@ -6,8 +6,7 @@ it is handed for what it needs of each vehicle and no more, because these reads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,7 +27,7 @@ class LaneGraph:
     """Lanes that a lane leads to."""
     before: Mapping[str, Sequence[str]]
     """Lanes that lead to a lane without passing another traffic light."""
-    turnarounds: AbstractSet[tuple[str, str]] = frozenset()
+    turnarounds: Set[tuple[str, str]] = frozenset()
     """Connections that lead back where they came from: hardly anybody waits to turn round."""
 
 

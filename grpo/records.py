@@ -249,8 +249,7 @@ def dataset_files(dataset_path: str | Path) -> list[Path]:
         raise DataError(f"{path}: no such dataset; make it with `grpo generate --output-dir {path}`")
     folders = [path, *sorted(path.iterdir())]
     names = ("grpo_dataset.json", "grpo_dataset.jsonl")
-    found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
-    files = [file for file in found if file.suffix in (".json", ".jsonl")]
+    files = [folder / name for folder in folders for name in names if (folder / name).is_file()]
     if not files:
         raise DataError(f"{path}: holds no grpo_dataset.json; make one with `grpo generate --output-dir {path}`")
     return files

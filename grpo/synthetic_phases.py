@@ -59,6 +59,10 @@ class Junction:
             found[approach.far] = [frozenset((approach.far, to) for to in group) for group in own]
         return found
 
+    def whole(self, arm: str) -> Group:
+        """All movements of an approach."""
+        return frozenset().union(*self.groups[arm])
+
     def movements(self, arm: str, turn: str) -> Group:
         """The movements of an approach that turn that way, whatever their lanes."""
         return frozenset(one for one, name in self.turns.items() if one[0] == arm and name == turn)
@@ -162,7 +166,7 @@ def draw_phases(junction: Junction, rng: np.random.Generator, *, lefts_apart: bo
         again = any(before == after for before, after in pairwise([*phases, phases[0]]))
         if 2 <= len(phases) <= MOST_PHASES and not again:
             return phases
-    return [frozenset().union(*groups) for groups in junction.groups.values()]
+    return [junction.whole(arm) for arm in junction.groups]
 
 
 def _draw_axis(
@@ -185,9 +189,7 @@ def _draw_axis(
 
 def _schemes(junction: Junction, axis: tuple[str, ...], lefts_apart: bool) -> Iterator[tuple[float, list[Group]]]:
     """Ways to serve an axis, each with its weight; some may not be safe, the first one always is."""
-
-    def whole(arm: str) -> Group:
-        return frozenset().union(*junction.groups[arm])
+    whole = junction.whole
 
     def lefts(arm: str) -> Group:
         own = [group for group in junction.groups[arm] if {junction.turns[one] for one in group} == {"left"}]
@@ -222,9 +224,7 @@ def _schemes(junction: Junction, axis: tuple[str, ...], lefts_apart: bool) -> It
 
 def _dividing_schemes(junction: Junction, axis: tuple[str, ...]) -> Iterator[tuple[float, list[Group]]]:
     """Ways to serve an axis in which a phase opens some lane only in part."""
-
-    def whole(arm: str) -> Group:
-        return frozenset().union(*junction.groups[arm])
+    whole = junction.whole
 
     def divided(arm: str, turn: str) -> Group:
         own = junction.movements(arm, turn)
