@@ -67,6 +67,15 @@ class ResumableGRPOTrainer(GRPOTrainer):
         (folder / "trainer_state.json").unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
 
+    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Where training starts is a candidate for the best checkpoint too: a run never ends below its start."""
+        metrics: dict[str, float] = super()._evaluate(trial, *args, **kwargs)
+        if self.state.global_step == 0:
+            self._determine_best_metric(metrics, trial)
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / "checkpoint-0")  # not set for step 0
+            self._save_checkpoint(self.model, trial)
+        return metrics
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out answers are greedy: what the model will do, without the noise of sampling."""
         self.generation_config.do_sample = False

@@ -70,33 +70,40 @@ class SmallModel:
             raise ModelError(f"{folder}: cannot be loaded ({cause}); save or make the model again") from None
 
     def _prepare(self, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
-        self._heads = config["num_attention_heads"]
-        self._kv_heads = config["num_key_value_heads"]
-        self._head_size = config.get("head_dim") or config["hidden_size"] // self._heads
+        """Arrange the weights for :meth:`_run`: what can be multiplied once is not multiplied at every decision."""
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // heads
+        self._heads, self._kv_heads, self._head_size = heads, kv_heads, size
         self._epsilon = np.float32(config["rms_norm_eps"])
         self._embedding = weights["model.embed_tokens.weight"]
-        self._output = self._embedding if config["tie_word_embeddings"] else weights["lm_head.weight"]
-        self._norm = weights["model.norm.weight"]
-        half = np.arange(0, self._head_size, 2) / self._head_size
-        self._frequencies = 1.0 / config["rope_parameters"]["rope_theta"] ** half
-        self._rotations = np.zeros((2, 0, self._head_size), np.float32)
+        output = self._embedding if config["tie_word_embeddings"] else weights["lm_head.weight"]
+        self._output = output * weights["model.norm.weight"]
+        self._frequencies = config["rope_parameters"]["rope_theta"] ** -(np.arange(0, size, 2) / size)
+        self._rotations = np.zeros((0, 1, size // 2), np.complex64)
+        self._mask = np.zeros((0, 0), np.float32)
+        # The rotation turns number i of a head with number i + size / 2: side by side they are one complex number.
+        # The order of a head's numbers is free as long as query and key share it.
+        pairs = np.arange(size).reshape(2, -1).T.ravel()
+        turned = np.arange((heads + kv_heads) * size).reshape(-1, size)[:, pairs].ravel()
+        rows = np.concatenate([turned, np.arange(kv_heads * size) + turned.size])
+        scale = np.ones((rows.size, 1), np.float32)
+        scale[: heads * size] = size**-0.5  # of the scores
         self._layers = []
         for number in range(config["num_hidden_layers"]):
-            layer = {
-                name.removeprefix(f"model.layers.{number}."): weight
-                for name, weight in weights.items()
-                if name.startswith(f"model.layers.{number}.")
-            }
-            projections = [f"self_attn.{name}_proj" for name in "qkv"]
-            gates = ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
+            start = f"model.layers.{number}."
+            layer = {name.removeprefix(start): weight for name, weight in weights.items() if name.startswith(start)}
+            qkv, bias = (
+                np.concatenate([layer[f"self_attn.{name}_proj.{kind}"] for name in "qkv"])[rows]
+                for kind in ("weight", "bias")
+            )
+            gate, up = (layer[f"mlp.{name}_proj.weight"] for name in ("gate", "up"))
+            between = layer["post_attention_layernorm.weight"]
             self._layers.append(
                 {
-                    "before": layer["input_layernorm.weight"],
-                    "qkv": np.ascontiguousarray(np.concatenate([layer[f"{name}.weight"] for name in projections]).T),
-                    "bias": np.concatenate([layer[f"{name}.bias"] for name in projections]),
+                    "qkv": np.ascontiguousarray((qkv * layer["input_layernorm.weight"] * scale).T),
+                    "bias": bias * scale[:, 0],
                     "out": np.ascontiguousarray(layer["self_attn.o_proj.weight"].T),
-                    "between": layer["post_attention_layernorm.weight"],
-                    "gate_up": np.ascontiguousarray(np.concatenate([layer[name] for name in gates]).T),
+                    "gate_up": np.ascontiguousarray((np.concatenate([gate, up]) * between).T),
                     "down": np.ascontiguousarray(layer["mlp.down_proj.weight"].T),
                 }
             )
@@ -107,42 +114,42 @@ class SmallModel:
 
     def logits(self, ids: list[int], wanted: tuple[int, ...]) -> np.ndarray:
         """Logits of the ``wanted`` tokens as the next one after ``ids``; shape (wanted,)."""
+        if len(ids) > len(self._rotations):
+            angles = np.outer(np.arange(2 * len(ids)), self._frequencies)[:, None]
+            self._rotations = np.exp(1j * angles).astype(np.complex64)
+            self._mask = np.triu(np.full((2 * len(ids),) * 2, _LOWEST), 1)
         hidden = self._embedding[ids]
         for layer in self._layers[:-1]:
             hidden = self._run(layer, hidden, len(ids))
         hidden = self._run(self._layers[-1], hidden, 1)
-        return self._normed(hidden[-1], self._norm) @ self._output[list(wanted)].T
+        return self._normed(hidden[-1]) @ self._output[list(wanted)].T
 
     def _run(self, layer: dict[str, np.ndarray], hidden: np.ndarray, places: int) -> np.ndarray:
-        """One layer; the result is that of the last ``places`` places."""
-        heads, size, length = self._heads, self._head_size, len(hidden)
-        mixed = self._normed(hidden, layer["before"]) @ layer["qkv"] + layer["bias"]
-        query, key, value = np.split(
-            mixed.reshape(length, -1, size).transpose(1, 0, 2), [heads, heads + self._kv_heads]
-        )
-        query, key = self._rotated(query[:, -places:], length - places), self._rotated(key, 0)
-        groups = heads // self._kv_heads
-        key, value = np.repeat(key, groups, axis=0), np.repeat(value, groups, axis=0)
-        scores = query @ key.transpose(0, 2, 1) * np.float32(size**-0.5)
-        if places > 1:
-            scores += np.triu(np.full((places, length), _LOWEST), 1 + length - places)
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        scores /= scores.sum(-1, keepdims=True)
-        attended = (scores @ value).transpose(1, 0, 2).reshape(places, -1)
-        hidden = hidden[-places:] + attended @ layer["out"]
-        gate, up = np.split(self._normed(hidden, layer["between"]) @ layer["gate_up"], 2, axis=-1)
-        return hidden + (gate / (1 + np.exp(-gate)) * up) @ layer["down"]
+        """One layer; the result is that of the last ``places`` places. Large arrays are worked on in place."""
+        length, size, first = len(hidden), self._head_size, len(hidden) - places
+        mixed = self._normed(hidden) @ layer["qkv"]
+        mixed += layer["bias"]
+        heads = mixed.reshape(length, -1, size)
+        value = heads[:, -self._kv_heads :]
+        turned = (heads[:, : -self._kv_heads].view(np.complex64) * self._rotations[:length]).view(np.float32)
+        query = turned[first:, : self._heads].reshape(places, self._kv_heads, -1, size)  # key head, its query heads
+        key = turned[:, self._heads :].transpose(1, 2, 0)[:, None]
+        scores = query.transpose(1, 2, 0, 3) @ key
+        scores += self._mask[first:length, :length]
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        attended = scores @ value.transpose(1, 0, 2)[:, None]
+        attended /= scores.sum(-1, keepdims=True)
+        hidden = hidden[first:] + attended.transpose(2, 0, 1, 3).reshape(places, -1) @ layer["out"]
+        gate, up = np.split(self._normed(hidden) @ layer["gate_up"], 2, axis=-1)
+        sigmoid = np.exp(-gate)
+        sigmoid += 1
+        gate *= up
+        gate /= sigmoid
+        hidden += gate @ layer["down"]
+        return hidden
 
-    def _normed(self, hidden: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def _normed(self, hidden: np.ndarray) -> np.ndarray:
+        """Divided by the root of the mean square; the norm's weights are in the matrices that follow."""
         mean = np.einsum("...i,...i->...", hidden, hidden)[..., None] / np.float32(hidden.shape[-1])
-        return hidden / np.sqrt(mean + self._epsilon) * weight
-
-    def _rotated(self, heads: np.ndarray, first: int) -> np.ndarray:
-        """Rotary position embedding of (heads, places, size) whose first place is ``first``."""
-        last = first + heads.shape[1]
-        if last > self._rotations.shape[1]:
-            angles = np.outer(np.arange(2 * last), np.concatenate([self._frequencies] * 2))
-            self._rotations = np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
-        cos, sin = self._rotations[:, first:last]
-        low, high = np.split(heads, 2, axis=-1)
-        return heads * cos + np.concatenate([-high, low], axis=-1) * sin
+        return hidden / np.sqrt(mean + self._epsilon)

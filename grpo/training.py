@@ -66,7 +66,8 @@ log = logging.getLogger(__name__)
 def train_grpo(config: GRPOTrainingConfig) -> Path:
     """Train and save; returns the model's folder, loadable by plain transformers.
 
-    It also holds ``training_config.yaml``, ``training_log.json`` (TRL's metrics by step), ``checkpoints/`` and,
+    It is the checkpoint with the best held-out reward; where none is better than the start, the model as it was.
+    The folder also holds ``training_config.yaml``, ``training_log.json`` (TRL's metrics by step), ``checkpoints/`` and,
     written last, the manifest. Raises :class:`DataError`, :class:`ModelError`, :class:`ConfigError`,
     :class:`OutputError`; all input is read before an earlier result is moved aside.
     """
@@ -253,14 +254,14 @@ def _report_best(history: list[dict[str, Any]], best_step: int | None) -> None:
     from grpo.progress import say
 
     held_out = {entry["step"]: entry["eval_reward"] for entry in history if "eval_reward" in entry}
-    if best_step not in held_out:
-        return
-    line = f"train: kept step {best_step}, held-out reward {held_out[best_step]:.4g}"
-    if 0 in held_out:
-        line += f", {held_out[0]:.4g} before training"
-        if held_out[best_step] < held_out[0]:
-            line += "; training did not help: try a lower learning_rate, more rows, or a longer run"
-    say(line)
+    if best_step == 0:
+        say(
+            f"train: kept the model as it was, held-out reward {held_out[0]:.4g}: no checkpoint was better; "
+            "try a lower learning_rate, more rows, or a longer run"
+        )
+    elif best_step in held_out:
+        before = f", {held_out[0]:.4g} before training" if 0 in held_out else ""
+        say(f"train: kept step {best_step}, held-out reward {held_out[best_step]:.4g}{before}")
 
 
 def _write_config(folder: Path, config: GRPOTrainingConfig) -> None:

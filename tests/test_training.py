@@ -339,6 +339,24 @@ def test_training_raises_the_reward(answering_model: Path, tmp_path: Path) -> No
 ADAPTERS = {"full_training_below": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
 
 
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "adapters"])
+def test_training_that_only_harms_gives_back_the_model_as_it_was(
+    answering_model: Path, tmp_path: Path, adapters: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "data", tiny_rows(18))
+    harm = {"learning_rate": 0.3, "validation_rows": 3, "max_steps": 3, "save_steps": 1} | (
+        ADAPTERS if adapters else {}
+    )
+    folder = train_grpo(small(answering_model, data, tmp_path / "out", **harm))
+    held_out = [
+        line["eval_reward"] for line in json.loads((folder / "training_log.json").read_text()) if "eval_reward" in line
+    ]
+    assert held_out[0] == max(held_out) > held_out[-1], "this training does no harm"
+    assert weights(folder) == weights(answering_model)
+    assert json.loads((folder / "manifest.json").read_text())["best_step"] == 0
+    assert "kept the model as it was" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("changes", [{}, {"validation_rows": 3, **ADAPTERS}], ids=["full", "adapters"])
 def test_going_on_from_a_checkpoint_gives_the_same_bits(
     answering_model: Path, tmp_path: Path, changes: dict[str, Any]
