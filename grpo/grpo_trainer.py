@@ -5,6 +5,7 @@ Imports trl: only ``training.py`` imports this module, after the backend is chos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,10 @@ class ResumableGRPOTrainer(GRPOTrainer):
         """Where training starts is a candidate for the best checkpoint too: a run never ends below its start."""
         metrics: dict[str, float] = super()._evaluate(trial, *args, **kwargs)
         if self.state.global_step == 0:
-            self._determine_best_metric(metrics, trial)
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / "checkpoint-0")  # not set for step 0
+            # set by hand: a later checkpoint that does just as well is to win, and the trainer's own way skips step 0
+            self.state.best_metric = math.nextafter(metrics["eval_reward"], -math.inf)
+            self.state.best_global_step = 0
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / "checkpoint-0")
             self._save_checkpoint(self.model, trial)
         return metrics
 

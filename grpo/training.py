@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 def train_grpo(config: GRPOTrainingConfig) -> Path:
     """Train and save; returns the model's folder, loadable by plain transformers.
 
-    It is the checkpoint with the best held-out reward; where none is better than the start, the model as it was.
+    It is the checkpoint with the best held-out reward; where all are worse than the start, the model as it was.
     The folder also holds ``training_config.yaml``, ``training_log.json`` (TRL's metrics by step), ``checkpoints/`` and,
     written last, the manifest. Raises :class:`DataError`, :class:`ModelError`, :class:`ConfigError`,
     :class:`OutputError`; all input is read before an earlier result is moved aside.
@@ -256,7 +256,7 @@ def _report_best(history: list[dict[str, Any]], best_step: int | None) -> None:
     held_out = {entry["step"]: entry["eval_reward"] for entry in history if "eval_reward" in entry}
     if best_step == 0:
         say(
-            f"train: kept the model as it was, held-out reward {held_out[0]:.4g}: no checkpoint was better; "
+            f"train: kept the model as it was, held-out reward {held_out[0]:.4g}: every checkpoint was worse; "
             "try a lower learning_rate, more rows, or a longer run"
         )
     elif best_step in held_out:

@@ -344,7 +344,7 @@ def test_training_that_only_harms_gives_back_the_model_as_it_was(
     answering_model: Path, tmp_path: Path, adapters: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_dataset(tmp_path / "data", tiny_rows(18))
-    harm = {"learning_rate": 0.3, "validation_rows": 3, "max_steps": 3, "save_steps": 1} | (
+    harm = {"learning_rate": 0.3, "warmup_steps": 0, "validation_rows": 3, "max_steps": 3, "save_steps": 1} | (
         ADAPTERS if adapters else {}
     )
     folder = train_grpo(small(answering_model, data, tmp_path / "out", **harm))
@@ -361,7 +361,7 @@ def test_training_that_only_harms_gives_back_the_model_as_it_was(
 def test_going_on_from_a_checkpoint_gives_the_same_bits(
     answering_model: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Checkpoints in the middle of the second epoch, at its end, and at the end of the run."""
+    """Checkpoints of the start, in the middle of the second epoch, at its end, and at the end of the run."""
     data = write_dataset(tmp_path / "data", tiny_rows(18 if changes else 16))
     steps = 6 if changes else 8  # of an epoch: one of three scenarios is held out
     config = small(answering_model, data, tmp_path / "whole", max_steps=2 * steps + 2, save_steps=steps // 2, **changes)
@@ -380,7 +380,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(
         expected = weights(train_grpo(config))
     assert expected != weights(answering_model)
     last = f"checkpoint-{2 * steps + 2}"
-    for step in (steps, steps + steps // 2, 2 * steps, 2 * steps + 2):
+    for step in (*([0] if changes else []), steps, steps + steps // 2, 2 * steps, 2 * steps + 2):
         start = kept / f"checkpoint-{step}"
         output = tmp_path / f"from-{step}"
         train_grpo(dataclasses.replace(config, output_dir=str(output), resume_from_checkpoint=str(start)))
