@@ -9,7 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import settings
 from tiny import tiny_model, tiny_rows, write_dataset
+
+settings.register_profile("any_machine", deadline=None)  # no example fails for being slow
+settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")
