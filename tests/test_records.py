@@ -63,6 +63,7 @@ entries = st.builds(
     outcome_scope=st.sampled_from(["network", "neighbourhood"]),
     best_action=st.sampled_from(["yes", "no", None]),
     advantage=st.none() | finite,
+    advantage_spread=st.none() | finite,
 )
 weights = st.dictionaries(st.sampled_from(OUTCOME_TERMS), st.floats(-100, 100), min_size=1)
 
