@@ -18,7 +18,6 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 
 import argparse
 import json
-import platform
 import shlex
 import sys
 import time
@@ -26,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from closed_loop import machine
 
 from grpo.language_policy import small_policy
 from grpo.model_folder import resolve_model
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--model", default="pretrained", help="a shipped model or a folder")
     parser.add_argument("--states", type=int, default=1000)
     arguments = parser.parse_args()
+    computer = machine()
     folder = resolve_model(arguments.model)
     config = json.loads((Path(folder) / "config.json").read_text())
     policy, model = small_policy(folder), SmallModel(folder)
@@ -93,7 +94,7 @@ def main() -> None:
         "decision_ms_p99": round(float(np.quantile(times[:, 0], 0.99)), 2),
         "products_ms_p50": round(float(np.median(times[:, 1])), 2),
         "ratio_p50": round(float(np.median(times[:, 0] / times[:, 1])), 2),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__},
+        "machine": computer | {"numpy": np.__version__},
     }
     for name, value in result.items():
         print(f"{name:>16}  {value}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""TRL's GRPOTrainer made exact over an interruption, with greedy held-out answers and a check of the reference.
+"""TRL's GRPOTrainer made exact over an interruption, with greedy held-out answers, a check of the reference, and the
+model that training starts from as a candidate for the best checkpoint.
 
 Imports trl: only ``training.py`` imports this module, after the backend is chosen.
 """
