@@ -24,7 +24,7 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/grpo pipeline config/demo
 
-# The shipped controller from nothing: networks, base model, labels, SFT, labels again, GRPO. Hours on a CPU.
+# The shipped controller again: networks, a larger model and labels of its driving, SFT and GRPO of the small one. Hours on a CPU.
 pretrained: $(READY)
 	$(BIN)/grpo pipeline config/pretrained
 
