@@ -60,8 +60,8 @@ _HELD_OUT: Any = Field(
     default=0.15,
     gt=0,
     lt=1,
-    description="share of the scenarios (at least one; of a single one the last part of its time) that is held out; "
-    "SFT and GRPO hold out the same ones for the same share and seed",
+    description="share of the scenarios that is held out, at least one; of a single scenario a share of its traffic "
+    "seeds, of a single seed the last part of its time; SFT and GRPO hold out the same for the same share and seed",
 )
 _LANGUAGE: Any = Field(default="en", description="language of the system prompt")
 _FIELDS: Any = Field(
@@ -332,6 +332,11 @@ class GRPOTrainingConfig(StageConfig):
     num_generations: int = Field(
         default=4, ge=2, description="completions sampled for each prompt: the size of a group"
     )
+    estimator: Literal["sampled", "exact"] = Field(
+        default="sampled",
+        description="`sampled` groups as in TRL; `exact`: both answers of each prompt, weighted by their probabilities, "
+        "whatever num_generations says",
+    )
     temperature: float = Field(default=0.9, gt=0, le=10, description="sampling temperature")
     kl_coeff: float = Field(
         default=0.1, ge=0, description="weight of the KL term to the SFT model (TRL's beta); 0 drops it"
@@ -402,11 +407,13 @@ class GRPOTrainingConfig(StageConfig):
     def _cross_checks(self) -> Self:
         problems = []
         completions = self.batch_size * self.gradient_accumulation_steps
-        if completions % self.num_generations:
+        if self.estimator == "sampled" and completions % self.num_generations:
             problems.append(
                 f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps} = "
                 f"{completions} is not divisible by num_generations = {self.num_generations}"
             )
+        if self.estimator == "exact" and self.batch_size % 2:
+            problems.append(f"batch_size: {self.batch_size} must be even: both answers of a prompt go in one pass")
         if not self.format_strict > self.format_partial > self.format_invalid:
             problems.append("format_strict, format_partial, format_invalid: must fall in this order")
         worst_valid = self.format_weight * self.format_partial - self.tsc_weight
@@ -429,6 +436,11 @@ class GRPOTrainingConfig(StageConfig):
             problems.append("max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs")
         _raise(problems + self.prompt_form.problems() + _cost_weight_problems(self.cost_weights))
         return self
+
+    @property
+    def group_size(self) -> int:
+        """Completions of one prompt that are compared with each other."""
+        return 2 if self.estimator == "exact" else self.num_generations
 
     @property
     def prompt_form(self) -> PromptForm:

@@ -255,17 +255,21 @@ def dataset_files(dataset_path: str | Path) -> list[Path]:
     return files
 
 
-def hold_out(scenarios: Sequence[str], times: Sequence[float], *, fraction: float, seed: int) -> list[bool]:
-    """Which rows to keep for validation: whole scenarios, drawn by the seed, or the last part of a single one's time.
+def hold_out(
+    scenarios: Sequence[str], traffic_seeds: Sequence[int], times: Sequence[float], *, fraction: float, seed: int
+) -> list[bool]:
+    """Which rows to keep for validation: whole scenarios, drawn by the seed; of a single scenario, whole runs of it;
+    of a single run, the last part of its time.
 
-    ``scenarios`` and ``times`` (simulated seconds) are those of the rows. SFT and GRPO hold out the same scenarios
-    for the same fraction and seed. All false where there is a single instant.
+    ``scenarios``, ``traffic_seeds`` and ``times`` (simulated seconds) are those of the rows. SFT and GRPO hold out
+    the same rows for the same fraction and seed. All false where there is a single instant.
     """
-    names = sorted(set(scenarios))
-    if len(names) > 1:
-        Random(seed).shuffle(names)
-        chosen = set(names[: min(len(names) - 1, max(1, round(fraction * len(names))))])
-        return [name in chosen for name in scenarios]
+    for column in (scenarios, traffic_seeds):
+        values: list[str | int] = sorted(set(column))
+        if len(values) > 1:
+            Random(seed).shuffle(values)
+            chosen = set(values[: min(len(values) - 1, max(1, round(fraction * len(values))))])
+            return [value in chosen for value in column]
     instants = sorted(set(times))
     if len(instants) < 2:
         return [False] * len(times)

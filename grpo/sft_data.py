@@ -90,9 +90,10 @@ def _labels(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[Action]:
 
 
 def _split(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[str]:
-    """The split of each row: whole scenarios where there are several, else the last part of the simulated time."""
+    """The split of each row: see :func:`hold_out`."""
     held_out = hold_out(
         [row.scenario for row in rows],
+        [row.seed for row in rows],
         [row.simulation_time for row in rows],
         fraction=config.validation_fraction,
         seed=config.seed,
@@ -102,7 +103,8 @@ def _split(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[str]:
             f"{config.dataset_path}: one instant of one scenario leaves nothing to hold out; generate more rows"
         )
     if len({row.scenario for row in rows}) == 1:
-        print("sft-data: one scenario: the last part of its simulated time is held out", file=sys.stderr)
+        what = "whole traffic seeds are" if len({row.seed for row in rows}) > 1 else "the last part of its time is"
+        print(f"sft-data: one scenario: {what} held out", file=sys.stderr)
     return ["validation" if out else "train" for out in held_out]
 
 

@@ -100,7 +100,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
     resume = _claim(config, folder, inputs=_digest(source, config.dataset_path))
     arguments.eval_on_start = len(held_out) > 0 and resume is None
-    trainer = build_trainer(loaded, rewards, arguments, train, held_out)
+    trainer = build_trainer(loaded, rewards, arguments, train, held_out, exact=config.estimator == "exact")
     train_from(trainer, resume, folder)
 
     state = trainer.state
@@ -156,7 +156,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=16,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_generations=config.num_generations,
+        num_generations=config.group_size,
         num_generations_eval=1,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -188,14 +188,20 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
 
 
 def build_trainer(
-    loaded: LoadedModel, rewards: Rewards, arguments: Any, train: datasets.Dataset, held_out: datasets.Dataset
+    loaded: LoadedModel,
+    rewards: Rewards,
+    arguments: Any,
+    train: datasets.Dataset,
+    held_out: datasets.Dataset,
+    *,
+    exact: bool = False,
 ) -> Any:
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
-    from grpo.grpo_trainer import ReferenceCheck, ResumableGRPOTrainer
+    from grpo.grpo_trainer import ExactGroupTrainer, ReferenceCheck, ResumableGRPOTrainer
     from grpo.progress import LogLines, quiet, say
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    trainer = ResumableGRPOTrainer(
+    trainer = (ExactGroupTrainer if exact else ResumableGRPOTrainer)(
         model=loaded.model,
         reward_funcs=rewards.functions,
         args=arguments,

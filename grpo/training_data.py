@@ -35,7 +35,7 @@ def load_grpo_dataset(
 ) -> datasets.Dataset:
     """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, or a folder of scenario folders.
 
-    Columns: ``id``, ``scenario``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the instruction
+    Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the instruction
     and the input JSON), ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`, by
     ``cost_weights``, default the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated by
     ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
@@ -59,6 +59,7 @@ def load_grpo_dataset(
                 {
                     "id": row.id,
                     "scenario": row.scenario,
+                    "seed": row.seed,
                     "junction_id": row.junction_id,
                     "simulation_time": row.simulation_time,
                     "prompt": ask(observation_of(row), prompt_form),
@@ -102,19 +103,23 @@ def usable_rows(dataset: datasets.Dataset, loaded: LoadedModel, config: GRPOTrai
 
 
 def split_rows(dataset: datasets.Dataset, config: GRPOTrainingConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training rows, and up to ``validation_rows`` of the scenarios that are held out (see :func:`hold_out`)."""
+    """Training rows, and up to ``validation_rows`` of those that are held out (see :func:`hold_out`)."""
     out = [False] * len(dataset)
     if config.validation_rows:
         out = hold_out(
-            dataset["scenario"], dataset["simulation_time"], fraction=config.validation_fraction, seed=config.seed
+            dataset["scenario"],
+            dataset["seed"],
+            dataset["simulation_time"],
+            fraction=config.validation_fraction,
+            seed=config.seed,
         )
     train = dataset.select([i for i, held in enumerate(out) if not held])
     unseen = [i for i, held in enumerate(out) if held]
     chosen = random.Random(config.seed).sample(unseen, min(config.validation_rows, len(unseen)))
-    prompts = config.batch_size * config.gradient_accumulation_steps // config.num_generations
+    prompts = config.batch_size * config.gradient_accumulation_steps // config.group_size
     if len(train) < prompts:
         raise DataError(
             f"{config.dataset_path}: {len(train)} rows to train on, one step takes {prompts} (batch_size x "
-            "gradient_accumulation_steps / num_generations); generate more rows, or lower batch_size"
+            "gradient_accumulation_steps / answers in a group); generate more rows, or lower batch_size"
         )
     return train, dataset.select(sorted(chosen))

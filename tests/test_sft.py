@@ -17,7 +17,7 @@ import yaml
 from tiny import tiny_rows, write_dataset
 
 from grpo.__main__ import main
-from grpo.config import SFTDataConfig, SFTTrainingConfig
+from grpo.config import GRPOTrainingConfig, SFTDataConfig, SFTTrainingConfig
 from grpo.console import guarded
 from grpo.errors import ConfigError, DataError, ModelError, OutputError
 from grpo.model import load_for_inference, load_for_training
@@ -27,6 +27,7 @@ from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptFor
 from grpo.records import GRPODataEntry, observation_of
 from grpo.sft_data import make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
+from grpo.training_data import load_grpo_dataset, split_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 FORM = PromptForm("zh", ("queue", "arriving", "wait", "max_lane_queue"))
@@ -157,6 +158,21 @@ def test_one_scenario_is_split_by_time(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.count("one scenario") == 1
     with pytest.raises(DataError, match="hold out"):
         sft_data(tmp_path / "one", tiny_rows(1, scenarios=("only",)))
+
+
+def test_of_one_scenario_whole_traffic_seeds_are_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [replace(row, seed=11 + index % 4) for index, row in enumerate(tiny_rows(60, scenarios=("only",)))]
+    seeds = {row.id: row.seed for row in rows}
+    splits: dict[str, set[int]] = {"train": set(), "validation": set()}
+    for one in sft_data(tmp_path, rows, validation_fraction=0.5):
+        splits[one["split"]].add(seeds[one["id"]])
+    assert len(splits["validation"]) == 2 and splits["train"] == {11, 12, 13, 14} - splits["validation"]
+    assert "one scenario: whole traffic seeds are held out" in capsys.readouterr().err
+    config = GRPOTrainingConfig(validation_fraction=0.5, batch_size=8, validation_rows=60)
+    train, held_out = split_rows(load_grpo_dataset(tmp_path / "rows"), config)
+    assert {*held_out["seed"]} == splits["validation"] and {*train["seed"]} == splits["train"], "GRPO splits alike"
 
 
 def test_a_finished_file_is_kept(tmp_path: Path) -> None:

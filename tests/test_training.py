@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from grpo.config import GRPOTrainingConfig, load_config
 from grpo.errors import ConfigError, DataError, GrpoError, OutputError
 from grpo.model_folder import prompt_form_of, write_card
 from grpo.outcome_cache import fill_outcomes
-from grpo.prompt_builder import DEFAULT_FORM, PromptForm, ask, build_messages, system_prompt
+from grpo.prompt_builder import ANSWERS, DEFAULT_FORM, PromptForm, ask, build_messages, system_prompt
 from grpo.records import GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
 from grpo.reward import Rewards, outcomes_from_text
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
@@ -288,7 +289,11 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
 # Training
 
 
-def test_training_raises_the_reward(answering_model: Path, tmp_path: Path) -> None:
+EXACT = {"estimator": "exact"}
+
+
+@pytest.mark.parametrize("estimator", [{"num_generations": 8}, EXACT], ids=["sampled", "exact"])
+def test_training_raises_the_reward(answering_model: Path, tmp_path: Path, estimator: dict[str, Any]) -> None:
     """The better action is always `no`; the model starts with a coin and has to find out."""
     rows = []
     for row in tiny_rows(40, seed=3):
@@ -304,11 +309,11 @@ def test_training_raises_the_reward(answering_model: Path, tmp_path: Path) -> No
         save_steps=10,
         batch_size=8,
         gradient_accumulation_steps=2,
-        num_generations=8,
         temperature=1.0,
         top_p=1.0,
         kl_coeff=0.01,
         validation_rows=8,
+        **estimator,
     )
     folder = train_grpo(config)
     log = json.loads((folder / "training_log.json").read_text())
@@ -357,13 +362,16 @@ def test_training_that_only_harms_gives_back_the_model_as_it_was(
     assert "kept the model as it was" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("changes", [{}, {"validation_rows": 3, **ADAPTERS}], ids=["full", "adapters"])
+@pytest.mark.parametrize(
+    ("changes", "rows", "steps"),
+    [({}, 16, 8), ({"validation_rows": 3, **ADAPTERS}, 18, 6), (EXACT, 16, 4)],  # steps of an epoch
+    ids=["full", "adapters: one of three scenarios is held out", "exact"],
+)
 def test_going_on_from_a_checkpoint_gives_the_same_bits(
-    answering_model: Path, tmp_path: Path, changes: dict[str, Any]
+    answering_model: Path, tmp_path: Path, changes: dict[str, Any], rows: int, steps: int
 ) -> None:
     """Checkpoints of the start, in the middle of the second epoch, at its end, and at the end of the run."""
-    data = write_dataset(tmp_path / "data", tiny_rows(18 if changes else 16))
-    steps = 6 if changes else 8  # of an epoch: one of three scenarios is held out
+    data = write_dataset(tmp_path / "data", tiny_rows(rows))
     config = small(answering_model, data, tmp_path / "whole", max_steps=2 * steps + 2, save_steps=steps // 2, **changes)
     from grpo.grpo_trainer import ResumableGRPOTrainer
 
@@ -380,7 +388,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(
         expected = weights(train_grpo(config))
     assert expected != weights(answering_model)
     last = f"checkpoint-{2 * steps + 2}"
-    for step in (*([0] if changes else []), steps, steps + steps // 2, 2 * steps, 2 * steps + 2):
+    for step in (*([0] if config.validation_rows else []), steps, steps + steps // 2, 2 * steps, 2 * steps + 2):
         start = kept / f"checkpoint-{step}"
         output = tmp_path / f"from-{step}"
         train_grpo(dataclasses.replace(config, output_dir=str(output), resume_from_checkpoint=str(start)))
@@ -388,6 +396,44 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(
         assert json.loads((output / "manifest.json").read_text())["steps"] == 2 * steps + 2
         for file in (output / "checkpoints").glob(f"{last}/*.safetensors"):  # the best one may be an older
             assert file.read_bytes() == (kept / last / file.name).read_bytes(), f"resumed at step {step}"
+
+
+def test_exact_groups_give_the_gradient_of_the_expected_reward(answering_model: Path, tmp_path: Path) -> None:
+    """Against autograd of p d itself, with p read from the logits where the answers part."""
+    import torch
+
+    from grpo.model import load_for_training
+    from grpo.training import build_trainer, trainer_arguments
+
+    config = small(
+        answering_model, write_dataset(tmp_path / "data", tiny_rows(16)), tmp_path / "out",
+        batch_size=16, gradient_accumulation_steps=1, kl_coeff=0, temperature=1.0, **EXACT,
+    )  # fmt: skip
+    rows, loaded = load_grpo_dataset(config.dataset_path), load_for_training(config)
+    rewards = Rewards.from_config(config, rows["advantage"])
+    arguments = trainer_arguments(config, loaded, rewards, held_out=False)
+    trainer = build_trainer(loaded, rewards, arguments, rows, rows.select([]), exact=True)
+    trainer.current_gradient_accumulation_steps = 1
+    model = loaded.model.train()
+    pairs = [row for row in rows.select(range(8)) for _ in range(2)]
+    batch = trainer._generate_and_score_completions(pairs)
+    texts = loaded.tokenizer.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+    assert texts == [ANSWERS["yes"], ANSWERS["no"]] * 8
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
+
+    ours = gradient(trainer._compute_loss(model, batch))
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    logps, *_ = trainer._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].size(1))
+    yes, no = (logps * batch["completion_mask"]).sum(1).view(-1, 2).unbind(1)
+    worth = torch.tensor([2 * math.tanh(row["advantage"] / rewards.scale) for row in rows.select(range(8))])
+    expected = gradient(-(torch.sigmoid(yes - no) * worth).mean())
+    tokens = batch["completion_mask"].sum(1).float().mean()  # TRL divides by tokens, and every answer has as many
+    torch.testing.assert_close(ours * tokens, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_killed_run_ends_with_the_same_bits(answering_model: Path, tmp_path: Path) -> None:
