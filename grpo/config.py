@@ -334,8 +334,8 @@ class GRPOTrainingConfig(StageConfig):
     )
     estimator: Literal["sampled", "exact"] = Field(
         default="sampled",
-        description="`sampled` groups as in TRL; `exact`: both answers of each prompt, weighted by their probabilities, "
-        "whatever num_generations says",
+        description="`sampled` groups as in TRL; `exact`: both answers of each prompt, weighted by their "
+        "probabilities, whatever num_generations says",
     )
     temperature: float = Field(default=0.9, gt=0, le=10, description="sampling temperature")
     kl_coeff: float = Field(

@@ -35,10 +35,10 @@ def load_grpo_dataset(
 ) -> datasets.Dataset:
     """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, or a folder of scenario folders.
 
-    Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the instruction
-    and the input JSON), ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`, by
-    ``cost_weights``, default the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated by
-    ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
+    Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the
+    instruction and the input JSON), ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`,
+    by ``cost_weights``, default the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated
+    by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
     ``extend_seconds`` is not the given one.
     """
     import datasets

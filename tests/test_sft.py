@@ -160,9 +160,7 @@ def test_one_scenario_is_split_by_time(tmp_path: Path, capsys: pytest.CaptureFix
         sft_data(tmp_path / "one", tiny_rows(1, scenarios=("only",)))
 
 
-def test_of_one_scenario_whole_traffic_seeds_are_held_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_one_scenario_whole_traffic_seeds_are_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [replace(row, seed=11 + index % 4) for index, row in enumerate(tiny_rows(60, scenarios=("only",)))]
     seeds = {row.id: row.seed for row in rows}
     splits: dict[str, set[int]] = {"train": set(), "validation": set()}
