@@ -413,7 +413,7 @@ class GRPOTrainingConfig(StageConfig):
                 f"{completions} is not divisible by num_generations = {self.num_generations}"
             )
         if self.estimator == "exact" and self.batch_size % 2:
-            problems.append(f"batch_size: {self.batch_size} must be even: both answers of a prompt go in one pass")
+            problems.append(f"batch_size: {self.batch_size} must be even: a prompt has two answers")
         if not self.format_strict > self.format_partial > self.format_invalid:
             problems.append("format_strict, format_partial, format_invalid: must fall in this order")
         worst_valid = self.format_weight * self.format_partial - self.tsc_weight

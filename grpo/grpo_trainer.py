@@ -104,10 +104,8 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        tokens = self.processing_class
-        self._answers = [
-            [*tokens(ANSWERS[action], add_special_tokens=False).input_ids, tokens.eos_token_id] for action in ACTIONS
-        ]
+        texts = [ANSWERS[action] + self.processing_class.eos_token for action in ACTIONS]
+        self._answers = self.processing_class(texts, add_special_tokens=False).input_ids
 
     def _generate_single_turn(self, prompt_ids: list[Any], *args: Any, **kwargs: Any) -> Any:
         if not self.model.training:
@@ -130,8 +128,9 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         extend = torch.sigmoid(yes - no)
         gain = batch["advantages"].view(-1, 2)[:, 0]
         shown = self._metrics["train"]  # of the policy, and not of both answers alike
-        for name in ("reward", "rewards/tsc_reward/mean"):
-            shown[name][-1] += self.accelerator.gather((2 * extend - 1) * gain).mean().item()
+        expected = self.accelerator.gather((2 * extend - 1) * gain).mean().item()
+        shown["reward"][-1] += expected
+        shown["rewards/tsc_reward/mean"][-1] += expected / (self.reward_weights[1].item() or 1.0)
         better, matters = self.accelerator.gather((torch.where(gain > 0, extend, 1 - extend), gain != 0))
         if matters.any():
             shown["agreement"][-1] = better[matters].mean().item()

@@ -194,7 +194,7 @@ def build_trainer(
     train: datasets.Dataset,
     held_out: datasets.Dataset,
     *,
-    exact: bool = False,
+    exact: bool,
 ) -> Any:
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
     from grpo.grpo_trainer import ExactGroupTrainer, ReferenceCheck, ResumableGRPOTrainer

@@ -364,8 +364,8 @@ def test_training_that_only_harms_gives_back_the_model_as_it_was(
 
 @pytest.mark.parametrize(
     ("changes", "rows", "steps"),
-    [({}, 16, 8), ({"validation_rows": 3, **ADAPTERS}, 18, 6), (EXACT, 16, 4)],  # steps of an epoch
-    ids=["full", "adapters: one of three scenarios is held out", "exact"],
+    [({}, 16, 8), ({"validation_rows": 3, **ADAPTERS}, 18, 6), (EXACT, 16, 4)],  # steps of an epoch; 3 rows held out
+    ids=["full", "adapters", "exact"],
 )
 def test_going_on_from_a_checkpoint_gives_the_same_bits(
     answering_model: Path, tmp_path: Path, changes: dict[str, Any], rows: int, steps: int
@@ -399,7 +399,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(
 
 
 def test_exact_groups_give_the_gradient_of_the_expected_reward(answering_model: Path, tmp_path: Path) -> None:
-    """Against autograd of p d itself, with p read from the logits where the answers part."""
+    """Against autograd of p d itself, with p from the probabilities of both answers."""
     import torch
 
     from grpo.model import load_for_training
