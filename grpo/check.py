@@ -39,8 +39,8 @@ def check(sumocfg: Path, settings: SignalSettings, *, seconds: int) -> None:
         outcome = measurement.outcome()
         asked = sum(map(len, simulation.decisions.values()))
     console.print(
-        f"{seconds} s run under a rule policy: {asked} decisions, {outcome.arrivals} vehicles arrived, "
-        f"{outcome.delay_veh_s:.0f} vehicle-seconds of delay, {outcome.emergency_brakings} emergency brakings.",
+        f"{seconds} s run under a rule policy: {asked} decisions, {outcome.arrivals:.0f} vehicles arrived, "
+        f"{outcome.delay_veh_s:.0f} vehicle-seconds of delay, {outcome.emergency_brakings:.0f} emergency brakings.",
         highlight=False,
         soft_wrap=True,
     )

@@ -362,8 +362,13 @@ def _libsumo() -> Any:
         import sumo
 
         os.environ["SUMO_HOME"] = sumo.SUMO_HOME
-    import libsumo
-
+    try:
+        import libsumo
+    except ImportError as error:  # its library is linked against those of a desktop, which a bare server lacks
+        raise ScenarioError(
+            f"SUMO's library does not load ({error}); if a system library is missing: "
+            "apt-get install libatomic1 libgl1 libxext6 libxrender1"
+        ) from None
     return libsumo
 
 

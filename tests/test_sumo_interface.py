@@ -6,6 +6,7 @@ import faulthandler
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 from random import Random
 
@@ -136,6 +137,13 @@ def test_lights_that_cannot_be_controlled_are_left_alone(tmp_path):
     assert read_network(sumocfg, SignalSettings()).plans == ()
     with pytest.raises(ScenarioError, match="no light"):
         TrafficSimulation(sumocfg, seed=1)
+
+
+def test_a_missing_system_library_is_named_with_what_to_install(cross, monkeypatch):
+    monkeypatch.setattr(sumo_interface, "_networks", {})
+    monkeypatch.setitem(sys.modules, "libsumo", None)  # an import of it raises ImportError
+    with pytest.raises(ScenarioError, match=r"does not load \(.*libsumo.*\); .*apt-get install libatomic1 "):
+        read_network(cross, SignalSettings())
 
 
 def test_native_crash_while_a_network_is_read_is_one_line(tmp_path, monkeypatch):
