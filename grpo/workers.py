@@ -149,10 +149,10 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process, whatever it does, and wait until it is gone; one that is gone already stays as it is."""
-        self.connection.close()
         if self.process.pid is not None:
             self.process.kill()
             self.process.join()
+        self.connection.close()  # not before: a worker that is just answering would complain of it
 
 
 @contextlib.contextmanager
@@ -184,7 +184,7 @@ def _extended_environment(extra: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(connection: Connection, parent_pid: int) -> None:
     die_with_parent(parent_pid)
-    with connection, contextlib.suppress(EOFError):
+    with connection, contextlib.suppress(EOFError, OSError):  # the parent has gone
         while True:
             connection.send_bytes(_answer(connection.recv_bytes()))
 
