@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from .checkpoints import WholeCheckpoints
 from .errors import ModelError
 from .prompt_builder import ANSWERS
 from .records import ACTIONS
@@ -40,7 +41,7 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-class ResumableGRPOTrainer(GRPOTrainer):
+class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     """A run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
 
     Answers are generated anew for every optimizer step (``steps_per_generation`` =
@@ -65,12 +66,6 @@ class ResumableGRPOTrainer(GRPOTrainer):
             seed=self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The state file is written last and marks a checkpoint as whole: an older one must not vouch for a new save.
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / "trainer_state.json").unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
 
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Where training starts is a candidate for the best checkpoint too: a run never ends below its start."""
