@@ -6,6 +6,8 @@ A single process pays for none of this: it imports nothing and waits for nobody.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +19,9 @@ T = TypeVar("T")
 
 _LONGEST_WAIT = timedelta(days=7)
 """For processes that wait while the main one simulates rows; the launcher ends them where it dies."""
+
+_LAST_BREATH = 0.5
+"""Seconds for gloo's threads to let go of the last message: one that does so while Python ends aborts the process."""
 
 
 @contextlib.contextmanager
@@ -65,6 +70,7 @@ def leave() -> None:
 
         PartialState().destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+        time.sleep(_LAST_BREATH)
 
 
 def _exchange(error: GrpoError | None, result: Any) -> Any:
@@ -72,12 +78,16 @@ def _exchange(error: GrpoError | None, result: Any) -> Any:
     import torch
     from accelerate import PartialState
 
-    # The trainer makes its state anew, on the same connection.
-    PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
+    cpu = not torch.cuda.is_available()
+    if cpu:  # else it is named cpu:0, and torch loads no checkpoint there
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+    PartialState(cpu=cpu, timeout=_LONGEST_WAIT)  # the trainer makes its own anew, on the same connection
     everyone: list[Any] = [None] * processes()
     torch.distributed.all_gather_object(everyone, (error, result))
     first = next((failed for failed, _ in everyone if failed is not None), None)
     if first is not None:
         leave()
+        if not is_main():
+            time.sleep(_LAST_BREATH)  # the launcher kills all once one has ended, and the main process is to say why
         raise first
     return everyone[0][1]

@@ -38,7 +38,7 @@ def layout() -> dict[str, Any]:
     """What a run's settings say of its processes; nothing for a single one. Its checkpoints fit no other layout."""
     if processes() == 1 and sharding() is None:
         return {}
-    return {"processes": processes(), "sharding": sharding()}
+    return {"processes": processes(), "sharding": sharding() or "none"}
 
 
 def only_main_speaks() -> None:
