@@ -132,7 +132,9 @@ def gathered_model(trainer: Trainer) -> Any:
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # or DeepSpeed would split this one too, with all processes
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(model.config)
         whole.generation_config = model.generation_config

@@ -89,6 +89,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        logging.getLogger("accelerate").setLevel(logging.WARNING)
         check_reporters(config.report_to)
     rows = main_first(
         lambda: load_grpo_dataset(
