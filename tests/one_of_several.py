@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from grpo.agreement import leave
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
-from grpo.ranks import only_main_speaks
+from grpo.ranks import only_main_speaks, sharding
 from grpo.sft_training import train_sft
 from grpo.training import train_grpo
 
@@ -59,8 +60,22 @@ def do(job: dict[str, Any]) -> None:
         train_grpo(config)
 
 
+def count_as_gpus() -> None:
+    """Let accelerate split models over processes of a CPU, which it does for GPUs alone."""
+    from accelerate import DistributedType, PartialState
+
+    def gloo(*_: Any, **__: Any) -> tuple[str, DistributedType]:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        return "gloo", DistributedType.MULTI_GPU
+
+    PartialState._prepare_backend = gloo
+
+
 if __name__ == "__main__":
     only_main_speaks()
+    if sharding():
+        count_as_gpus()
     for one in json.loads(Path(sys.argv[1]).read_text()):
         do(one)
     leave()

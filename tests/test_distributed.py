@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, SFTDataConfig
+from grpo.errors import ModelError
 from grpo.sft_data import make_sft_data
 
 ROOT = Path(__file__).resolve().parents[1]
+LAUNCHES = sorted((ROOT / "config" / "accelerate").glob("*.yaml"))
 STAGES = {"sft": "sft_training.py", "train": "training.py"}
 
 
-def two(command: list[str]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of two processes that a launcher would have started like this."""
+def two(command: list[str], **told: str) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of two processes that a launcher would have started like this; ``told`` is what it
+    says in the environment besides their numbers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -41,7 +44,7 @@ def two(command: list[str]) -> list[tuple[int, str, str]]:
         started.append(
             subprocess.Popen(
                 [sys.executable, *command],
-                env={**os.environ, **numbered, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **numbered, **told, "PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -113,6 +116,12 @@ def trained(answering_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
     assert [out for _, out, _ in done] == ["", ""]
     assert "going on from step 2" in done[0][2] and done[1][2] == "", "only the main process speaks"
+    (folder / "split.json").write_text(json.dumps([placed(ALIKE["adapters"], "split-2")]))
+    settings = yaml.safe_load((ROOT / "config" / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
+    told = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    told |= {name.upper(): str(value) for name, value in settings.items()}
+    done = two([str(ROOT / "tests" / "one_of_several.py"), str(folder / "split.json")], **told)
+    assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
     for name, job in ALIKE.items():
         one_of_several.do(placed(job, f"{name}-1", batch_size=2 * job["config"]["batch_size"]))
     return folder
@@ -142,6 +151,17 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
     assert len(first) == len(second) > 3
     for before, after in zip(first, second, strict=True):
         assert after == pytest.approx(before, rel=1e-3, abs=1e-5)
+
+
+def test_a_model_split_by_fsdp_is_saved_whole(trained: Path) -> None:
+    """With adapters, merged to what they are where each process holds the whole model."""
+    split, whole = (load_file(trained / name / "model.safetensors") for name in ("split-2", "adapters-2"))
+    assert split.keys() == whole.keys()
+    for key, weights in whole.items():
+        torch.testing.assert_close(split[key], weights, rtol=1e-5, atol=1e-6)
+    manifest = json.loads((trained / "split-2" / "manifest.json").read_text())
+    assert (manifest["processes"], manifest["sharding"]) == (2, "fsdp")
+    assert (trained / "split-2" / "checkpoints" / "checkpoint-3" / "pytorch_model_fsdp.bin").exists()
 
 
 def test_two_processes_go_on_to_the_same_bits(trained: Path) -> None:
@@ -193,3 +213,27 @@ def test_settings_count_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert GRPOTrainingConfig(**settings)
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.name)
+def test_launch_files_are_read_by_accelerate(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    launch = load_config_from_file(str(path))
+    kinds = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert launch.distributed_type == kinds[path.stem]
+    assert path.read_text().startswith("# ") and f"--config_file config/accelerate/{path.name}" in path.read_text()
+
+
+def test_what_splits_the_weights_takes_no_unsloth_and_no_8_bit_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo import model
+
+    monkeypatch.setattr(model, "_has_gpu", lambda: True)
+    monkeypatch.setattr(model, "find_spec", lambda name: name)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ModelError, match="deepspeed splits over processes; set backend to transformers"):
+        model.choose_backend("unsloth", "anything")
+    assert model.choose_backend("auto", "anything") == "transformers"
+    assert model.choose_optimizer("adamw_8bit") == "adamw_torch"
+    assert model.precision_arguments(torch.nn.Linear(1, 1)) == {"use_cpu": False, "bf16": True, "fp16": False}
