@@ -412,8 +412,6 @@ class GRPOTrainingConfig(StageConfig):
                 f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps} = "
                 f"{completions} is not divisible by num_generations = {self.num_generations}"
             )
-        if self.estimator == "exact" and self.batch_size % 2:
-            problems.append(f"batch_size: {self.batch_size} must be even: a prompt has two answers")
         if not self.format_strict > self.format_partial > self.format_invalid:
             problems.append("format_strict, format_partial, format_invalid: must fall in this order")
         worst_valid = self.format_weight * self.format_partial - self.tsc_weight
@@ -439,8 +437,8 @@ class GRPOTrainingConfig(StageConfig):
 
     @property
     def group_size(self) -> int:
-        """Completions of one prompt that are compared with each other."""
-        return 2 if self.estimator == "exact" else self.num_generations
+        """Sequences that one prompt takes in a batch: its sampled answers, or one that tells of both."""
+        return 1 if self.estimator == "exact" else self.num_generations
 
     @property
     def prompt_form(self) -> PromptForm:

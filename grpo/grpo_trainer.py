@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from .errors import ModelError
-from .prompt_builder import ANSWERS
-from .records import ACTIONS
 
 _MOST_KL_AT_FIRST = 0.05
 """The policy equals its reference at the first step; 16-bit arithmetic differs by some 1e-3 at most."""
@@ -90,52 +87,6 @@ class ResumableGRPOTrainer(GRPOTrainer):
             return super().evaluate(*args, **kwargs)
         finally:
             self.generation_config.do_sample = True
-
-
-class ExactGroupTrainer(ResumableGRPOTrainer):
-    """GRPO whose groups are the two answers themselves, each weighted by its probability: nothing is sampled.
-
-    With p the probability of `yes` against `no` and d the difference of their rewards, the gradient that sampled
-    groups estimate is that of p d: p (1 - p) d times the gradient of log p(yes) - log p(no). A group of both answers
-    has the advantages d/2 and -d/2; times 4 p (1 - p) its mean is exactly that. A sampled group of a policy that is
-    nearly sure holds one answer only and teaches nothing. Batches hold whole groups. The KL term counts both answers
-    alike.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        texts = [ANSWERS[action] + self.processing_class.eos_token for action in ACTIONS]
-        self._answers = self.processing_class(texts, add_special_tokens=False).input_ids
-
-    def _generate_single_turn(self, prompt_ids: list[Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.model.training:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        return [list(self._answers[place % 2]) for place in range(len(prompt_ids))], None
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if not self.model.training:
-            return batch
-        with torch.no_grad():
-            logps, *_ = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-                batch["completion_ids"].size(1),
-                self.args.per_device_train_batch_size,
-            )
-        yes, no = (logps * batch["completion_mask"]).sum(1).view(-1, 2).unbind(1)
-        extend = torch.sigmoid(yes - no)
-        gain = batch["advantages"].view(-1, 2)[:, 0]
-        shown = self._metrics["train"]  # of the policy, and not of both answers alike
-        expected = self.accelerator.gather((2 * extend - 1) * gain).mean().item()
-        shown["reward"][-1] += expected
-        shown["rewards/tsc_reward/mean"][-1] += expected / (self.reward_weights[1].item() or 1.0)
-        better, matters = self.accelerator.gather((torch.where(gain > 0, extend, 1 - extend), gain != 0))
-        if matters.any():
-            shown["agreement"][-1] = better[matters].mean().item()
-        batch["advantages"] = batch["advantages"] * (4 * extend * (1 - extend)).repeat_interleave(2)
-        return batch
 
 
 class ReferenceCheck(TrainerCallback):

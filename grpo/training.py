@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grpo.checkpoints import checkpoint_to_resume, train_from
@@ -149,6 +150,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
 
     from grpo.model import choose_optimizer, precision_arguments
 
+    sampled = config.estimator == "sampled"
     return GRPOConfig(
         output_dir=str(Path(config.output_dir) / "checkpoints"),
         learning_rate=config.learning_rate,
@@ -156,7 +158,8 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=16,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_generations=config.group_size,
+        num_generations=config.num_generations if sampled else 2,
+        steps_per_generation=None if sampled else 2,  # exact groups are not generated: two that TRL lets through
         num_generations_eval=1,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -197,11 +200,13 @@ def build_trainer(
     exact: bool,
 ) -> Any:
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
-    from grpo.grpo_trainer import ExactGroupTrainer, ReferenceCheck, ResumableGRPOTrainer
+    from grpo.exact_trainer import ExactGroupTrainer
+    from grpo.grpo_trainer import ReferenceCheck, ResumableGRPOTrainer
     from grpo.progress import LogLines, quiet, say
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    trainer = (ExactGroupTrainer if exact else ResumableGRPOTrainer)(
+    make = partial(ExactGroupTrainer, rewards=rewards) if exact else ResumableGRPOTrainer
+    trainer = make(
         model=loaded.model,
         reward_funcs=rewards.functions,
         args=arguments,
