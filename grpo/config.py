@@ -337,6 +337,13 @@ class GRPOTrainingConfig(StageConfig):
         description="`sampled` groups as in TRL; `exact`: both answers of each prompt, weighted by their "
         "probabilities, whatever num_generations says",
     )
+    draw_by_advantage: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the draws that go to rows in proportion to what the choice is worth there; such a row "
+        "counts for less in turn, so that the gradient is the same on average, with less noise",
+    )
     temperature: float = Field(default=0.9, gt=0, le=10, description="sampling temperature")
     kl_coeff: float = Field(
         default=0.1, ge=0, description="weight of the KL term to the SFT model (TRL's beta); 0 drops it"

@@ -68,6 +68,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             "answer": torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers]),
             "mask": torch.tensor([[1.0] * len(answer) + [0.0] * (longest - len(answer)) for answer in answers]),
             "traffic": torch.tensor(traffic),
+            "importance": self._importance(rows),
         }
         batch["places"].clamp_(max=width - 1)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
@@ -84,7 +85,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         invalid = rewards.format_weight * rewards.invalid
         valid = rewards.format_weight * rewards.strict - invalid
         expected = invalid + (yes + no) * valid + (yes - no) * rewards.tsc_weight * traffic
-        loss = -expected.mean() / mask.sum(1).mean()  # TRL's loss is one of tokens
+        loss = -(inputs["importance"] * expected).mean() / mask.sum(1).mean()  # TRL's loss is one of tokens
         kl = expected.new_zeros(())
         if self.beta:
             # KL(policy || reference) of each token, which TRL estimates from the sampled ones

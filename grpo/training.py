@@ -29,7 +29,7 @@ from grpo.errors import ConfigError, OutputError
 from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
 from grpo.model_folder import prompt_form_of, resolve_model
 from grpo.records import dataset_files
-from grpo.reward import Rewards
+from grpo.reward import Rewards, draw_weights
 from grpo.settings import parse_config
 from grpo.training_data import load_grpo_dataset, split_rows, usable_rows
 
@@ -101,7 +101,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
     resume = _claim(config, folder, inputs=_digest(source, config.dataset_path))
     arguments.eval_on_start = len(held_out) > 0 and resume is None
-    trainer = build_trainer(loaded, rewards, arguments, train, held_out, exact=config.estimator == "exact")
+    trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     train_from(trainer, resume, folder)
 
     state = trainer.state
@@ -191,13 +191,12 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
 
 
 def build_trainer(
+    config: GRPOTrainingConfig,
     loaded: LoadedModel,
     rewards: Rewards,
     arguments: Any,
     train: datasets.Dataset,
     held_out: datasets.Dataset,
-    *,
-    exact: bool,
 ) -> Any:
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
     from grpo.exact_trainer import ExactGroupTrainer
@@ -205,8 +204,10 @@ def build_trainer(
     from grpo.progress import LogLines, quiet, say
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    make = partial(ExactGroupTrainer, rewards=rewards) if exact else ResumableGRPOTrainer
+    make = partial(ExactGroupTrainer, rewards=rewards) if config.estimator == "exact" else ResumableGRPOTrainer
+    share = config.draw_by_advantage
     trainer = make(
+        draws=draw_weights(train["advantage"], rewards.scale, share) if share else None,
         model=loaded.model,
         reward_funcs=rewards.functions,
         args=arguments,

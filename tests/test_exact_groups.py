@@ -37,7 +37,7 @@ def make(config: GRPOTrainingConfig) -> tuple[Any, Any, Rewards]:
     rows, loaded = load_grpo_dataset(config.dataset_path), load_for_training(config)
     rewards = Rewards.from_config(config, rows["advantage"])
     arguments = trainer_arguments(config, loaded, rewards, held_out=False)
-    trainer = build_trainer(loaded, rewards, arguments, rows, rows.select([]), exact=config.estimator == "exact")
+    trainer = build_trainer(config, loaded, rewards, arguments, rows, rows.select([]))
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     return trainer, trainer.train_dataset, rewards

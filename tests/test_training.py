@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +426,76 @@ def test_killed_run_ends_with_the_same_bits(answering_model: Path, tmp_path: Pat
     assert "going on from step" in done.stderr
     assert weights(tmp_path / "killed") == expected
     assert done.stdout.strip() == str(tmp_path / "killed")
+
+
+# Sampling
+
+
+def test_a_group_shares_its_prefill(answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt is read once, and the answers of a greedy generation stay what they were."""
+    from grpo import grpo_trainer
+    from grpo.model import load_for_training
+    from grpo.training import build_trainer, trainer_arguments
+
+    config = small(answering_model, write_dataset(tmp_path / "data", tiny_rows(6)), tmp_path / "out", max_new_tokens=9)
+    rows, loaded = load_grpo_dataset(config.dataset_path), load_for_training(config)
+    rewards = Rewards.from_config(config, rows["advantage"])
+    arguments = trainer_arguments(config, loaded, rewards, held_out=False)
+    trainer = build_trainer(config, loaded, rewards, arguments, rows, rows.select([]))
+    trainer.generation_config.do_sample = False
+    template = trainer.processing_class.apply_chat_template
+    prompts = template(list(rows["prompt"]), add_generation_prompt=True, return_dict=False)
+    prompts[1] = prompts[1][7:]  # of another length
+    grouped = [prompt for prompt in prompts for _ in range(4)]
+    read: list[int] = []
+    loaded.model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds" if "input_ids" not in given else "input_ids"].shape[0]),
+        with_kwargs=True,
+    )
+    shared, _ = trainer._generate_single_turn(grouped, None, {})
+    assert read[0] == 6 and set(read[1:]) == {24}
+    monkeypatch.setattr(grpo_trainer, "_shared_prefill", lambda model: nullcontext())
+    assert shared == trainer._generate_single_turn(grouped, None, {})[0]
+
+
+def test_drawing_by_advantage_changes_the_draws_and_not_the_gradient() -> None:
+    from grpo.grpo_trainer import EpochSampler
+    from grpo.reward import draw_weights
+
+    advantages = [0.0, 1.0, -10.0, 50.0]
+    weights = draw_weights(advantages, scale=10.0, share=0.5)
+    assert sum(weights) == pytest.approx(4) and min(weights) == 0.5
+    assert weights == sorted(weights)
+    value = [3.0, 1.0, 4.0, 1.5]  # whatever a row's gradient is
+    assert sum(w / 4 * v / w for w, v in zip(weights, value, strict=True)) == pytest.approx(sum(value) / 4)
+
+    def drawn(epoch: int) -> list[int]:
+        return list(EpochSampler([0] * 4, 2, batch_size=2, seed=1, epoch=lambda: epoch, weights=weights))
+
+    counts = [0] * 4
+    for epoch in range(500):
+        order = drawn(epoch)
+        assert order == drawn(epoch) and order[::2] == order[1::2] and len(order) == 8
+        for place in order[::2]:
+            counts[place] += 1
+    assert [count / 500 for count in counts] == pytest.approx(weights, abs=0.15)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_rows_count_for_less_the_more_often_they_are_drawn(
+    answering_model: Path, tmp_path: Path, estimator: str
+) -> None:
+    data = write_dataset(tmp_path / "data", tiny_rows(16))
+    config = small(answering_model, data, tmp_path / "out", max_steps=3, draw_by_advantage=0.5, estimator=estimator)
+    whole = weights(train_grpo(config))
+    resumed = dataclasses.replace(
+        config,
+        output_dir=str(tmp_path / "again"),
+        resume_from_checkpoint=str(newest_checkpoint(tmp_path / "out" / "checkpoints")),
+    )
+    assert weights(train_grpo(resumed)) == whole
+    plain = dataclasses.replace(config, output_dir=str(tmp_path / "plain"), draw_by_advantage=0.0)
+    assert weights(train_grpo(plain)) != whole
 
 
 # Forms of prompts
