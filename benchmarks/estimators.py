@@ -29,7 +29,9 @@ import tempfile
 import time
 from typing import Any
 
+import torch
 from closed_loop import machine
+from transformers import TrainerCallback
 
 from grpo.config import GRPOTrainingConfig
 
@@ -37,11 +39,30 @@ ESTIMATORS: dict[str, dict[str, Any]] = {"sampled": {"batch_size": 128}, "exact"
 """16 prompts a step: eight answers to each, or one sequence that tells of both."""
 
 
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Seconds of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock, once the GPU has nothing left to do."""
+        self._began = self._now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop it."""
+        self.steps.append(self._now() - self._began)
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
 def curve(config: GRPOTrainingConfig, *, evaluations: int) -> dict[str, list[float]]:
     """Train; returns seconds of training and held-out reward at each evaluation, the first before training, and the
     seconds of each step."""
-    from transformers import TrainerCallback
-
     from grpo.model import load_for_training
     from grpo.reward import Rewards
     from grpo.training import build_trainer, trainer_arguments
@@ -56,19 +77,11 @@ def curve(config: GRPOTrainingConfig, *, evaluations: int) -> dict[str, list[flo
     arguments.save_strategy, arguments.load_best_model_at_end = "no", False
     trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     trainer._save_checkpoint = lambda *_: None
-    steps: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            steps.append(time.perf_counter() - self.began)
-
-    trainer.add_callback(Clock())
+    clock = Clock()
+    trainer.add_callback(clock)
     trainer.train()
     held = {entry["step"]: entry["eval_reward"] for entry in trainer.state.log_history if "eval_reward" in entry}
-    return {"seconds": [sum(steps[:step]) for step in held], "reward": list(held.values()), "step": steps}
+    return {"seconds": [sum(clock.steps[:step]) for step in held], "reward": list(held.values()), "step": clock.steps}
 
 
 def reached(run: dict[str, list[float]], mark: float) -> float | None:
