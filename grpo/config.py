@@ -520,6 +520,34 @@ class BenchmarkConfig(EvaluationConfig):
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ExportConfig(StageConfig):
+    """Settings of `grpo export`: a trained model for others to run."""
+
+    STAGE: ClassVar[str] = "export"
+    model: str = Field(
+        default="model/grpo_model", min_length=1, description="model folder, hub id, `pretrained` or `embedded`"
+    )
+    format: Literal["adapter", "merged_16bit", "gguf"] = Field(
+        default="merged_16bit",
+        description="`merged_16bit`: a model folder; `adapter`: what a LoRA training added to its base; "
+        "`gguf`: one file for llama.cpp",
+    )
+    output: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
+    states: str = Field(
+        default="auto",
+        min_length=1,
+        description="dataset on whose states the export must decide like the model, or `random` states; `auto` takes "
+        "data/grpo_datasets where it is, else random ones",
+    )
+    rows: int = Field(default=500, ge=1, description="states on which decisions are compared")
+    max_differing: int = Field(
+        default=0, ge=0, description="decisions that may differ; more end the export (exit code 3)"
+    )
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+
+@dataclass(frozen=True, config=_STRICT)
 class MergeConfig(StageConfig):
     """Settings of `grpo merge`: the shards of one `grpo generate` run become its dataset."""
 
