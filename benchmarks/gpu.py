@@ -35,10 +35,6 @@ TOKENIZERS = ("project", "bpe")
 STATES = 500
 """Decisions that are compared where two models should be the same."""
 
-TINY = {
-    "vocab_size": 16_384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-}  # fmt: skip
-
 
 class Bench:
     """The parts, what they found, and the folder they work in."""
@@ -104,7 +100,7 @@ class Bench:
             self.grpo(f"labels-{labels}", "sft-data", "--labels", labels, "--output-path", path, makes=f"data/{labels}")
         for kind in TOKENIZERS:
             if not (self.work / f"raw-{kind}" / "config.json").exists():
-                self.step(f"stand-in-{kind}", "standin", kind, f"raw-{kind}", *(["tiny"] if self.tiny else []))
+                self.step(f"stand-in-{kind}", "standin", kind, f"raw-{kind}", "tiny" if self.tiny else "qwen2-0.5b")
             self.grpo(
                 f"format-{kind}", "sft", "--model-path", f"raw-{kind}", "--dataset-path",
                 "data/random/sft_dataset.json", "--output-dir", kind, "--backend", "transformers", "--lora-rank", "0",
@@ -176,10 +172,10 @@ class Bench:
 # Steps: each in a process of its own, the answer is the last line of stdout
 
 
-def step_standin(kind: str, folder: str, *tiny: str) -> Any:
+def step_standin(kind: str, folder: str, shape: str) -> Any:
     from standin import standin_model, standin_tokenizer
 
-    return str(standin_model(Path(folder), standin_tokenizer(kind), **(TINY if tiny else {})))
+    return str(standin_model(shape, standin_tokenizer(kind), folder))  # type: ignore[arg-type]
 
 
 def step_compare(backend: str) -> Any:

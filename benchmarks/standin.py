@@ -1,94 +1,126 @@
-"""Stand-ins for Qwen2.5-0.5B-Instruct where it cannot be downloaded: its shape with random weights, and a tokenizer.
+"""Language models of a given shape with random weights, and a tokenizer like Qwen's, where neither can be fetched.
 
-    python benchmarks/standin.py --tokenizer bpe --folder model/standin
-
-``project``: the tokenizer of the shipped models, to which an instruction is one token and a prompt some 130. ``bpe``:
-byte pairs learned from the project's own texts, cut as Qwen's tokenizer cuts (digits one by one), so that prompts are
-about as long as they are to Qwen. Speed and memory do not depend on what weights say; what is learned does.
+What a decision costs depends on the shape of the model and on the number of tokens, not on what the weights say. The
+``bpe`` tokenizer is learned in seconds from this repository's own texts with Qwen's rules (byte-level BPE, digits one
+by one, its chat markers), so that prompts are about as long as Qwen's; ``project`` is the base model's own, for which
+the instruction is a single token.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numpy as np
-
-from grpo.prompt_builder import DEFAULT_FORM, ask, system_prompt
-from grpo.small_model import CHAT_TEMPLATE
-from grpo.synthetic_states import draw_states
-from grpo.tokenizer_builder import build_tokenizer
-
-QWEN2_05B: dict[str, Any] = {
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
+ROOT = Path(__file__).resolve().parents[1]
+Kind = Literal["project", "bpe"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SHAPES: dict[str, dict[str, int]] = {
+    "qwen2-0.5b": {
+        "vocab_size": 151_936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
+    "medium": {
+        "vocab_size": 16_384,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "tiny": {
+        "vocab_size": 16_384,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
 }
-"""What config.json of Qwen2.5-0.5B-Instruct says; 494 million parameters."""
-
-_ROOT = Path(__file__).resolve().parents[1]
+_BPE_SIZE = 16_000  # with the special tokens within the smallest vocabulary of the shapes
 
 
-def standin_tokenizer(kind: str) -> Any:
-    """A ``Qwen2Tokenizer``, of the kind ``project`` or ``bpe``."""
+def standin_tokenizer(kind: Kind = "bpe") -> Any:
+    """A ``Qwen2Tokenizer`` with the project's chat template: ``bpe`` (about Qwen's lengths) or ``project``."""
     if kind == "project":
-        return build_tokenizer([DEFAULT_FORM], [])
-    from tokenizers import Tokenizer, models, trainers
-    from tokenizers.pre_tokenizers import ByteLevel
+        from grpo.base_model import fact_words, forms_of
+        from grpo.config import BaseModelConfig
+        from grpo.tokenizer_builder import build_tokenizer
+
+        config = BaseModelConfig()
+        return build_tokenizer(forms_of(config), fact_words(config.prompt_fields))
     from transformers import AddedToken, Qwen2Tokenizer
 
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
-    texts = [path.read_text(encoding="utf-8") for path in sorted([*_ROOT.rglob("*.md"), *_ROOT.glob("grpo/*.py")])]
-    texts += [ask(state)[0]["content"] for state in draw_states(np.random.default_rng(0), 200)]
-    alphabet = ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=16_000, initial_alphabet=alphabet, show_progress=False, min_frequency=2)
-    # words are cut within the instruction too: it is one text among many, and not many times the same
-    core.train_from_iterator([text.replace(system_prompt(), "") for text in texts] + [system_prompt()], trainer)
-    learned = json.loads(core.to_str())["model"]
+    from grpo.small_model import CHAT_TEMPLATE
+
+    vocab, merges = _learn_bpe()
     tokenizer = Qwen2Tokenizer(
-        vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        vocab=vocab,
+        merges=merges,
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
     tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
     return tokenizer
 
 
-def standin_model(folder: Path, tokenizer: Any, *, seed: int = 0, **changes: Any) -> Path:
-    """Save a Qwen2 of the 0.5B shape, but for ``changes``, with random weights in bf16, and ``tokenizer``."""
+def _learn_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges learned from the repository's Markdown and Python files."""
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    core = Tokenizer(models.BPE())
+    like_qwen = Qwen2Tokenizer().backend_tokenizer
+    core.normalizer, core.pre_tokenizer = like_qwen.normalizer, like_qwen.pre_tokenizer
+    files = sorted(path for suffix in ("md", "py") for path in (*ROOT.glob(f"*.{suffix}"), *ROOT.glob(f"*/*.{suffix}")))
+    core.train_from_iterator(
+        (file.read_text(encoding="utf-8") for file in files),
+        trainers.BpeTrainer(
+            vocab_size=_BPE_SIZE, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
+    learned = json.loads(core.to_str())["model"]
+    return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
+
+
+def standin_model(shape: str, tokenizer: Any, folder: str | Path, *, seed: int = 0) -> Path:
+    """Save a random Qwen2 of ``SHAPES[shape]`` with ``tokenizer`` for plain transformers; returns ``folder``.
+
+    Weights are in bf16; ``grpo.model.load_for_inference`` reads them in fp32 on a CPU. Raises :class:`ModelError` where
+    the saved tokenizer does not give the same tokens back.
+    """
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from grpo.model_folder import write_card
+    from grpo.prompt_builder import DEFAULT_FORM
+    from grpo.tokenizer_check import check_round_trip
+
+    folder = Path(folder)
     torch.manual_seed(seed)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = Qwen2ForCausalLM(Qwen2Config(**(QWEN2_05B | ends | changes)))
-    model.generation_config = GenerationConfig(**ends)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            **SHAPES[shape],
+            tie_word_embeddings=True,
+            max_position_embeddings=32_768,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    ).to(torch.bfloat16)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_card(folder, DEFAULT_FORM)
+    check_round_trip(tokenizer, folder)
     return folder
-
-
-def main() -> None:
-    """Build one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", choices=["project", "bpe"], default="project")
-    parser.add_argument("--folder", type=Path, default=Path("model/standin"))
-    arguments = parser.parse_args()
-    print(standin_model(arguments.folder, standin_tokenizer(arguments.tokenizer)))
-
-
-if __name__ == "__main__":
-    main()
