@@ -162,7 +162,7 @@ class Bench:
     def speed(self) -> None:
         """Sampled and exact groups at the same number of prompts a step."""
         for backend in self.backends:
-            rows = self.step(f"speed-{backend}", "speed", backend, *(["tiny"] if self.tiny else []))
+            rows = self.step(f"speed-{backend}", "speed", backend, *(["2"] if self.tiny else ["8", "32"]))
             self.found.setdefault("speed", {})[backend] = rows
 
     def write(self) -> None:
@@ -245,61 +245,89 @@ def _difference(one: Any, other: Any) -> dict[str, Any]:
     }
 
 
-def step_speed(backend: str, *tiny: str) -> Any:
-    """Median seconds of a step, prompts a second and peak memory: 8 prompts a step, groups of 8 or exact ones."""
+def step_speed(backend: str, *prompts: str) -> Any:
+    """Seconds of a GRPO step and peak memory by estimator, prompt length, prompts a step, and checkpointing.
+
+    The weights are random, and sampled answers stop after as many tokens as a well-formed answer has.
+    """
+    import dataclasses
     import statistics
 
     from grpo.config import GRPOTrainingConfig
     from grpo.model import choose_backend
 
-    choose_backend(backend, "bpe")  # type: ignore[arg-type]
+    choose_backend(backend, "raw-bpe")  # type: ignore[arg-type]
     import torch
-    from estimators import Clock
 
     from grpo.model import load_for_training
+    from grpo.prompt_builder import ANSWERS
     from grpo.reward import Rewards
-    from grpo.training import build_trainer, trainer_arguments
+    from grpo.training import trainer_arguments
     from grpo.training_data import load_grpo_dataset, split_rows, usable_rows
 
     table = []
-    for kind in TOKENIZERS:
-        for prompts in (8, 32):
-            for estimator, batch in (("sampled", 8 * prompts), ("exact", prompts)):
-                config = GRPOTrainingConfig(
-                    model_path=kind, dataset_path="data/grpo_datasets", output_dir="speed", backend=backend,
-                    estimator=estimator, batch_size=batch, gradient_accumulation_steps=1, num_generations=8,
-                    max_steps=4 if tiny else 12, kl_coeff=0.05, validation_rows=0, warmup_steps=0, logging_steps=1,
-                    full_training_below=0, save_steps=1000, learning_rate=1e-5,
+    for kind in reversed(TOKENIZERS):
+        config = GRPOTrainingConfig(
+            model_path=f"raw-{kind}", dataset_path="data/grpo_datasets", output_dir="speed", backend=backend,
+            gradient_accumulation_steps=1, num_generations=8, max_steps=8, kl_coeff=0.05, validation_rows=0,
+            warmup_steps=0, logging_steps=1, full_training_below=0, save_steps=1000, learning_rate=1e-5,
+            batch_size=8, estimator="exact",
+        )  # fmt: skip
+        tokenizer = load_for_training(config).tokenizer
+        answer = len(tokenizer(ANSWERS["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
+        for count in map(int, prompts):
+            for estimator, checkpointing in (("exact", False), ("sampled", True), ("exact", True), ("sampled", False)):
+                changed = dataclasses.replace(
+                    config, estimator=estimator, batch_size=count * (8 if estimator == "sampled" else 1),
+                    gradient_checkpointing=checkpointing, max_new_tokens=answer,
                 )  # fmt: skip
-                loaded = load_for_training(config)
-                rows, _ = split_rows(usable_rows(load_grpo_dataset(config.dataset_path), loaded, config), config)
-                rewards = Rewards.from_config(config, rows["advantage"])
-                arguments = trainer_arguments(config, loaded, rewards, held_out=False)
+                loaded = load_for_training(changed)
+                data = load_grpo_dataset(config.dataset_path)
+                rows, _ = split_rows(usable_rows(data, loaded, changed), changed)
+                rewards = Rewards.from_config(changed, rows["advantage"])
+                arguments = trainer_arguments(changed, loaded, rewards, held_out=False)
                 arguments.save_strategy = "no"
-                trainer = build_trainer(config, loaded, rewards, arguments, rows, rows.select([]))
-                clock = Clock()
-                trainer.add_callback(clock)
+                lengths = loaded.tokenizer.apply_chat_template(list(rows["prompt"][:200]), return_dict=False)
                 gpu = torch.cuda.is_available()
                 if gpu:
                     torch.cuda.reset_peak_memory_stats()
-                trainer.train()
-                seconds = statistics.median(clock.steps[2:])
-                lengths = loaded.tokenizer.apply_chat_template(list(rows["prompt"][:200]), return_dict=False)
-                kl = next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry)
-                table.append({
-                    "backend": backend, "tokenizer": kind, "estimator": estimator, "prompts_a_step": prompts,
-                    "prompt_tokens_p50": int(statistics.median(map(len, lengths))),
-                    "step_seconds_p50": round(seconds, 4), "steps": len(clock.steps) - 2,
-                    "spread": [round(min(clock.steps[2:]), 4), round(max(clock.steps[2:]), 4)],
-                    "prompts_a_second": round(prompts / seconds, 1), "kl_at_first_step": kl,
-                    "trainable": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
-                    "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
-                })  # fmt: skip
-                print(json.dumps(table[-1]), file=sys.stderr, flush=True)
-                del trainer, loaded  # both hold the model
+                row: dict[str, Any] = {
+                    "backend": backend, "estimator": estimator, "checkpointing": checkpointing, "prompts_a_step": count,
+                    "prompt_tokens_p50": int(statistics.median(map(len, lengths))), "answer_tokens": answer,
+                }  # fmt: skip
+                try:
+                    row |= _timed(changed, loaded, rewards, arguments, rows)
+                except torch.OutOfMemoryError:
+                    row["out_of_memory"] = True
+                row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None
+                table.append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+                del loaded
                 if gpu:
                     torch.cuda.empty_cache()
     return table
+
+
+def _timed(config: Any, loaded: Any, rewards: Any, arguments: Any, rows: Any) -> dict[str, Any]:
+    """Steps of training, the first two left out."""
+    import statistics
+
+    from estimators import Clock
+
+    from grpo.training import build_trainer
+
+    trainer = build_trainer(config, loaded, rewards, arguments, rows, rows.select([]))
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    steps = clock.steps[2:]
+    return {
+        "step_seconds_p50": round(statistics.median(steps), 4),
+        "spread": [round(min(steps), 4), round(max(steps), 4)],
+        "steps": len(steps),
+        "kl_at_first_step": next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry),
+        "trainable": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
+    }
 
 
 def main() -> None:

@@ -329,6 +329,11 @@ class GRPOTrainingConfig(StageConfig):
     learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak learning rate")
     batch_size: int = Field(default=2, ge=1, description="completions of one forward pass on one device")
     gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass instead of keeping them: a fraction of the memory, "
+        "more time",
+    )
     num_generations: int = Field(
         default=4, ge=2, description="completions sampled for each prompt: the size of a group"
     )

@@ -7,7 +7,9 @@ Imports trl: only ``training.py`` imports this module, after the backend is chos
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 from zlib import crc32
 
@@ -18,6 +20,9 @@ from .grpo_trainer import ResumableGRPOTrainer
 from .language_policy import answer_branch, answer_tokens
 from .prompt_builder import build_messages
 from .reward import Rewards, outcomes_from_text, tsc_reward
+
+_WORTH_SHARING = 32
+"""Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
 
 
 class ExactGroupTrainer(ResumableGRPOTrainer):
@@ -40,6 +45,10 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self._answers = answer_tokens(self._encode, prompt, self.processing_class.eos_token)
         beginning, branch = answer_branch(self._encode, prompt)
         self._parting, self._branch = len(beginning), list(branch)
+        # Checkpointing keeps no keys and values; sharded and Unsloth's models have forward passes of their own.
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        whole = self.args.gradient_checkpointing or sharded or "unsloth" in sys.modules
+        self._shared: list[int] = [] if whole else self._shared_beginning()
 
     def _texts(self, conversations: list[Any]) -> list[str]:
         template = self.processing_class.apply_chat_template
@@ -47,6 +56,14 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     def _encode(self, text: str) -> list[int]:
         return list(self.processing_class(text, add_special_tokens=False)["input_ids"])
+
+    def _shared_beginning(self) -> list[int]:
+        """The tokens that every training prompt begins with: the instruction, which a forward pass reads once."""
+        texts = self._texts(list(self.train_dataset["prompt"]))
+        rows = self.processing_class(texts, add_special_tokens=False)["input_ids"]
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+        shared = [token for token, *_ in alike]
+        return shared if len(shared) >= _WORTH_SHARING else []
 
     def _prepare_inputs(self, rows: Any) -> dict[str, Any]:
         """Tensors of a batch of dataset rows; ids are padded on the right, which causal attention never sees."""
@@ -98,8 +115,14 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Log-probabilities of every token at each place of the answer: rows x places x vocabulary."""
-        with _logits_at(self.accelerator.unwrap_model(model), inputs["places"]):
-            logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
+        ids, places, memory = inputs["input_ids"], inputs["places"], None
+        if read := len(self._shared):
+            beginning = ids[:1, :read]
+            memory = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
+            memory.batch_repeat_interleave(len(ids))
+            ids, places = ids[:, read:], places - read
+        with _logits_at(self.accelerator.unwrap_model(model), places):
+            logits = model(input_ids=ids, past_key_values=memory, use_cache=memory is not None).logits
         return (logits.float() / self.temperature).log_softmax(-1)
 
     @torch.no_grad()

@@ -280,7 +280,7 @@ def _add_lora(model: Any, config: SFTTrainingConfig | GRPOTrainingConfig, backen
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,
                     target_modules=config.lora_target_modules,
-                    use_gradient_checkpointing="unsloth",
+                    use_gradient_checkpointing="unsloth" if getattr(config, "gradient_checkpointing", True) else False,
                     random_state=config.seed,
                 )
         from peft import LoraConfig, get_peft_model

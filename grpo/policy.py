@@ -114,7 +114,7 @@ class TorchScorer:
         return self.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
-        return self.tokenizer(prompts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _chunks(self, prompts: list[str]) -> Iterator[tuple[bool, list[tuple[int, list[int]]]]]:
         """Cut a batch into chunks, the longest prompts first: whether they go behind the memory, (place, tokens)."""

@@ -173,7 +173,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         warmup_steps=config.warmup_steps,
         optim=choose_optimizer(config.optim),
         disable_dropout=True,
-        gradient_checkpointing=hasattr(loaded.model, "peft_config"),  # adapters mean that the model is large
+        gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         save_steps=config.save_steps,

@@ -180,3 +180,20 @@ def test_the_other_ending_is_spelled_in_the_next_epoch(config: GRPOTrainingConfi
     assert first == again
     both = sorted(trainer._answers)
     assert [sorted(pair) for pair in zip(first, second, strict=True)] == [both] * PROMPTS
+
+
+def test_what_prompts_share_is_read_once(config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and gradient, with the shared beginning's activations counted once."""
+    monkeypatch.setattr("grpo.exact_trainer._WORTH_SHARING", 1)
+    (shares, rows, _), (whole, *_) = make(config), make(dataclasses.replace(config, gradient_checkpointing=True))
+    assert shares._shared and not whole._shared
+    read: list[torch.Size] = []
+    shares.model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True
+    )
+    inputs = shares._prepare_inputs(list(rows))
+    ours, theirs = (trainer.compute_loss(trainer.model, inputs) for trainer in (shares, whole))
+    length = len(shares._shared)
+    assert [*read[0], read[1][1]] == [1, length, inputs["input_ids"].shape[1] - length]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    close(gradient(shares, ours), gradient(whole, theirs), within=1e-4)
