@@ -5,7 +5,7 @@
 
 From observations to decisions, in milliseconds (p50 and p95 of the calls) and decisions per second:
 
-``shared``    the policy as it is: logits where the answers part, the beginning that prompts share read once
+``shared``    the policy as it is: logits where the answers part, a long beginning that prompts share read once
 ``whole``     the same without sharing
 ``generate``  the answers generated greedily and parsed, as ``grpo sft`` checks its model
 ``bare``      no policy: the forward passes of ``shared`` alone, their tokens and caches prepared beforehand
@@ -111,10 +111,10 @@ def _synchronize() -> None:
 
 
 def matmul_flops(model: Any) -> float:
-    """FLOP/s of a large matrix product on the model's device, in its number format; the best of ten."""
+    """FLOP/s of a large matrix product on the model's device, in its number format; the best of three."""
     size = 8192 if model.device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=model.device, dtype=model.dtype) for _ in range(2))
-    return 2 * size**3 / min(timed(torch.matmul, left, right)[0] for _ in range(10))
+    return 2 * size**3 / min(timed(torch.matmul, left, right)[0] for _ in range(3))
 
 
 def main() -> None:
@@ -150,7 +150,7 @@ def main() -> None:
         "model": arguments.shape or arguments.model,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else f"{arguments.threads} CPU threads",
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, threads: {arguments.threads}",
         **measure(model, tokenizer, form, arguments),
         "machine": computer | {"torch": torch.__version__, "transformers": transformers.__version__},
     }
@@ -178,7 +178,7 @@ def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Na
     if not gap <= (1e-4 if model.dtype == torch.float32 else 0.05):
         sys.exit(f"shared and whole do not agree: a probability differs by {gap:.2g}")
     generate(states[:21])
-    peak = matmul_flops(model)
+    peak = 0.0  # the best of the whole run, whose machine may be faster at one time than at another
     lights: dict[str, dict[str, Any]] = {}
     generated = differ = invalid = 0
     for size in arguments.lights:
@@ -191,6 +191,7 @@ def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Na
             for side, policy in policies.items():
                 times[side].append(timed(policy.decide, batch)[0])
             work.append(arithmetic(scorers["shared"], batch, form))
+            peak = max(peak, matmul_flops(model))
             if call < arguments.generate_calls:
                 taken, actions = timed(generate, batch)
                 times["generate"].append(taken)
@@ -201,9 +202,12 @@ def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Na
         lights[str(size)] = {side: _figures(size, values) for side, values in times.items() if values}
         for side in ("shared", "bare"):
             rate = float(np.median(np.array(work) / np.array(times[side])))
-            lights[str(size)][side] |= {"tflops": round(rate / 1e12, 3), "share_of_matmul": round(rate / peak, 3)}
+            lights[str(size)][side]["tflops"] = round(rate / 1e12, 4)
     if any(policy.fallbacks for policy in policies.values()):
         sys.exit("the model failed during the measurement; see the warning above")
+    for sides in lights.values():
+        for side in ("shared", "bare"):
+            sides[side]["share_of_matmul"] = round(sides[side]["tflops"] * 1e12 / peak, 3)
     tokens = [tokens for _, tokens in token_counts(scorers["whole"], states, form)]
     return {
         "states": len(states),
@@ -211,7 +215,7 @@ def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Na
         "tokens_max": max(tokens),
         "tokens_shared": len(scorers["shared"]._shared),
         "chunk_tokens": scorers["shared"]._chunk_tokens,
-        "matmul_tflops": round(peak / 1e12, 3),
+        "matmul_tflops": round(peak / 1e12, 4),
         "lights": lights,
         "largest_gap": float(f"{gap:.2g}"),
         "whole_differs": int(((chances["shared"] >= 0.5) != (chances["whole"] >= 0.5)).sum()),
