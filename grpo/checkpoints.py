@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what a full disk looks like while one is written.
+"""Which checkpoint a run goes on from, how processes that train together write one, and what a full disk looks like.
 
 A save that was killed half-way is not a checkpoint.
 """
@@ -11,28 +11,33 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, OutputError
+from .ranks import processes, sharding
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-_PARTS = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+_STATE = "trainer_state.json"
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
+"""Of a plain run and DDP; of FSDP, whole or in shards; of DeepSpeed, the name of the folder with the shards."""
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "pytorch_model_fsdp_0")
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint folder holds everything that an exact resume needs.
+    """Whether a checkpoint folder holds everything that an exact resume with as many processes as now needs.
 
     The trainer writes ``trainer_state.json`` last, so a readable one says that the rest was written before it.
     """
-    if not all((checkpoint / name).is_file() for name in _PARTS):
+    count = processes()
+    random_states = [f"rng_state_{rank}.pth" for rank in range(count)] if count > 1 else ["rng_state.pth"]
+    if not all((checkpoint / name).is_file() for name in (_STATE, "scheduler.pt", *random_states)):
         return False
-    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+    if not all(any((checkpoint / name).exists() for name in names) for names in (_OPTIMIZER, _WEIGHTS)):
         return False
     try:
-        state = json.loads((checkpoint / _PARTS[0]).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(state, dict) and "global_step" in state
@@ -65,7 +70,8 @@ def checkpoint_to_resume(setting: str, folder: str | Path, *, interrupted: bool)
     if not is_complete(path):
         newest = newest_checkpoint(path)
         hint = f"did you mean {newest}?" if newest else "give another one, `auto` or `never`"
-        raise ModelError(f"resume_from_checkpoint: {path}: is not a complete checkpoint; {hint}")
+        of = f" of {processes()} processes" if processes() > 1 else ""
+        raise ModelError(f"resume_from_checkpoint: {path}: is not a complete checkpoint{of}; {hint}")
     return path
 
 
@@ -78,9 +84,12 @@ def train_from(trainer: Trainer, resume: Path | None, folder: str | Path) -> Non
     if resume is not None and _is_last(trainer, resume):
         from transformers import TrainerState
 
-        trainer.state = TrainerState.load_from_json(str(resume / _PARTS[0]))
-        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-        trainer._load_from_checkpoint(best or str(resume))
+        state = trainer.state = TrainerState.load_from_json(str(resume / _STATE))
+        best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        if sharding():  # only a model that is split already can be loaded
+            trainer._prepare_for_training(state.max_steps, trainer.get_train_dataloader(), best or str(resume))
+        else:
+            trainer._load_from_checkpoint(best or str(resume))
         return
     import torch
 
@@ -95,11 +104,57 @@ def train_from(trainer: Trainer, resume: Path | None, folder: str | Path) -> Non
 
 
 def _is_last(trainer: Trainer, checkpoint: Path) -> bool:
-    state = json.loads((checkpoint / _PARTS[0]).read_text(encoding="utf-8"))
+    state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     if trainer.args.max_steps > 0:
         return state["global_step"] >= trainer.args.max_steps
     as_long = math.ceil(trainer.args.num_train_epochs) == state["num_train_epochs"]
     return as_long and state["global_step"] >= state["max_steps"]
+
+
+class WholeCheckpoints:
+    """Mixed into a trainer: a readable state file says that every process has written its part of the checkpoint."""
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        # The state file is written last and marks a checkpoint as whole: an older one must not vouch for a new save.
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / _STATE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _save_rng_state(self: Any, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        self.accelerator.wait_for_everyone()
+
+
+def gathered_model(trainer: Trainer) -> Any:
+    """The trained model, in the main process with all its weights; every process must come here.
+
+    A model that is split over processes stays so, and its copy lies in the main process's memory.
+    Raises :class:`ModelError` where weights are missing in what the processes gave.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not sharding():
+        return model
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.args.should_save:
+        return model
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # or DeepSpeed would split this one too, with all processes
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(model.config)
+        whole.generation_config = model.generation_config
+        if hasattr(model, "peft_config"):
+            whole = get_peft_model(whole, model.peft_config["default"])
+    extra = whole.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    whole.tie_weights()
+    missing = [name for name, weights in whole.named_parameters() if weights.is_meta]
+    if missing or extra:
+        raise ModelError(f"{sharding()}: did not give the whole model back ({(missing + extra)[0]}); use ddp.yaml")
+    return whole
 
 
 @contextlib.contextmanager

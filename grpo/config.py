@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptForm
+from .ranks import processes
 from .records import OUTCOME_TERMS
 from .settings import C, StageConfig, read_config
 
@@ -288,7 +289,7 @@ class SFTTrainingConfig(StageConfig):
     output_dir: str = Field(default="model/sft_model", min_length=1, description="folder of the trained model")
     max_seq_length: int = _MAX_SEQ
     learning_rate: float = Field(default=2e-4, gt=0, lt=1, description="peak learning rate")
-    batch_size: int = Field(default=16, ge=1, description="rows of one forward pass")
+    batch_size: int = Field(default=16, ge=1, description="rows of one forward pass of each process")
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="forward passes of one optimizer step")
     num_train_epochs: float = Field(default=2.0, gt=0, description="passes over the training rows")
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")
@@ -327,7 +328,12 @@ class GRPOTrainingConfig(StageConfig):
     )
     max_seq_length: int = _MAX_SEQ
     learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak learning rate")
-    batch_size: int = Field(default=2, ge=1, description="completions of one forward pass on one device")
+    batch_size: int = Field(
+        default=2,
+        ge=1,
+        description="completions of one forward pass of each process; a step has batch_size x "
+        "gradient_accumulation_steps x processes of them",
+    )
     gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
     gradient_checkpointing: bool = Field(
         default=False,
@@ -418,11 +424,12 @@ class GRPOTrainingConfig(StageConfig):
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
         problems = []
-        completions = self.batch_size * self.gradient_accumulation_steps
+        completions = self.batch_size * self.gradient_accumulation_steps * processes()
         if self.estimator == "sampled" and completions % self.num_generations:
             problems.append(
-                f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps} = "
-                f"{completions} is not divisible by num_generations = {self.num_generations}"
+                f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps}"
+                f"{f' x {processes()} processes' if processes() > 1 else ''} = {completions} is not divisible by "
+                f"num_generations = {self.num_generations}"
             )
         if not self.format_strict > self.format_partial > self.format_invalid:
             problems.append("format_strict, format_partial, format_invalid: must fall in this order")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from .errors import GrpoError
+from .ranks import is_main, only_main_speaks
 
 
 @contextlib.contextmanager
@@ -42,13 +43,15 @@ def progress_bar(title: str, *, total: int, done: int = 0) -> Iterator[Callable[
 
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a stage's ``main`` and turn the errors a user can cause into lines on stderr and an exit code."""
+    only_main_speaks()
     try:
         return main(argv)
     except GrpoError as error:
-        for line in str(error).splitlines():
+        for line in str(error).splitlines() if is_main() else ():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break what is left to do: to end
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        if is_main():
+            print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

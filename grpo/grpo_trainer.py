@@ -18,6 +18,7 @@ from transformers import DynamicCache, TrainerCallback, TrainerControl, TrainerS
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from .checkpoints import WholeCheckpoints
 from .errors import ModelError
 
 _MOST_KL_AT_FIRST = 0.05
@@ -45,7 +46,7 @@ class EpochSampler(RepeatSampler):
         return (drawn[place] for place in super().__iter__())
 
 
-class ResumableGRPOTrainer(GRPOTrainer):
+class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     """A run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
 
     Answers are generated anew for every optimizer step (``steps_per_generation`` =
@@ -93,12 +94,6 @@ class ResumableGRPOTrainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         with _shared_prefill(self.accelerator.unwrap_model(self.model)):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The state file is written last and marks a checkpoint as whole: an older one must not vouch for a new save.
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / "trainer_state.json").unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
 
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Where training starts is a candidate for the best checkpoint too: a run never ends below its start."""

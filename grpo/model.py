@@ -21,6 +21,7 @@ from .checkpoints import disk_errors
 from .errors import ConfigError, ModelError
 from .model_folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_card
 from .prompt_builder import PromptForm
+from .ranks import local_rank, processes, sharding
 from .tokenizer_check import check_round_trip, check_tokenizer_file
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: s
     than training takes transformers. Raises :class:`ModelError` where Unsloth is asked for and cannot be had.
     """
     if setting == "transformers":
+        return "transformers"
+    if sharding():
+        if setting == "unsloth":
+            raise ModelError(
+                f"backend: unsloth cannot train a model that {sharding()} splits over processes; set backend to "
+                "transformers, or launch with config/accelerate/ddp.yaml"
+            )
         return "transformers"
     lacking = "a CUDA GPU" if not _has_gpu() else "the package unsloth" if find_spec("unsloth") is None else None
     if lacking:
@@ -69,7 +77,8 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: s
 
 
 def choose_optimizer(optim: str) -> str:
-    """``optim`` where it can run here; an 8-bit one without a GPU or bitsandbytes becomes ``adamw_torch``.
+    """``optim`` where it can run here; an 8-bit one becomes ``adamw_torch`` without a GPU or bitsandbytes, and where
+    the weights are split over processes, which bitsandbytes does not know.
 
     Raises :class:`ConfigError` for a name that the trainer does not know.
     """
@@ -78,14 +87,20 @@ def choose_optimizer(optim: str) -> str:
     names = [member.value for member in OptimizerNames]
     if optim not in names:
         raise ConfigError([f"optim: unknown optimizer '{optim}'; one of {', '.join(names)}"])
-    if "8bit" in optim and not (_has_gpu() and find_spec("bitsandbytes")):
-        log.warning("optimizer %s needs a CUDA GPU and bitsandbytes; using adamw_torch", optim)
+    if "8bit" in optim and (sharding() or not (_has_gpu() and find_spec("bitsandbytes"))):
+        log.warning("optimizer %s needs a CUDA GPU with the whole model, and bitsandbytes; using adamw_torch", optim)
         return "adamw_torch"
     return optim
 
 
 def precision_arguments(model: Any) -> dict[str, bool]:
-    """The trainer's arguments about device and number format on this machine; a small model computes in fp32."""
+    """The trainer's arguments about device and number format on this machine; a small model computes in fp32.
+
+    Where the weights are split over processes, the launcher's configuration says in what format.
+    """
+    if sharding():
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        return {"use_cpu": not _has_gpu(), "bf16": asked == "bf16", "fp16": asked == "fp16"}
     if not _has_gpu():
         return {"use_cpu": True, "bf16": False, "fp16": False}
     half = sum(parameter.numel() for parameter in model.parameters()) >= _SMALL
@@ -137,8 +152,8 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
         model = _load_with_unsloth(base, config, half=half, full=not lora)
     else:
         model = _load_causal_lm(base, half=half)
-        if _has_gpu():
-            model.to("cuda")
+        if _has_gpu() and not sharding():
+            model.to(f"cuda:{local_rank()}")
     if adapter is not None:
         model = _merge_adapter(model, adapter)
     model = _add_lora(model, config, backend) if lora else model.requires_grad_(True)
@@ -233,6 +248,7 @@ def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig
     import torch
     from unsloth import FastLanguageModel
 
+    place = {"device_map": {"": local_rank()}} if processes() > 1 else {}
     with _one_line_errors(base), _stdout_to_stderr():
         model, _ = FastLanguageModel.from_pretrained(
             base,
@@ -240,6 +256,7 @@ def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig
             dtype=torch.bfloat16 if half else torch.float32,
             load_in_4bit=False,
             full_finetuning=full,
+            **place,
         )
     return model
 

@@ -14,11 +14,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations import get_reporting_integration_callbacks
 
 from .errors import ConfigError
+from .ranks import is_main
 
 
 def say(line: str) -> None:
-    """Write one line of log to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Write one line of log to stderr, once for all processes of a run."""
+    if is_main():
+        print(line, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -59,8 +61,8 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Print the line; the trainer's closing summary, which has none of the metrics, is left out."""
-        known = [(name, logs[key]) for key, name in self._show.items() if logs and key in logs]
-        if not known or not state.is_world_process_zero:
+        known = [(name, logs[key]) for key, name in self._show.items() if logs and logs.get(key) is not None]
+        if not known:
             return
         done = state.global_step - self._first_step
         left = (time.monotonic() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0

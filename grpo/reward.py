@@ -144,7 +144,8 @@ class Rewards:
         """The traffic term of each completion from the ``outcomes`` column of its own row.
 
         A row without outcomes gives ``None`` to all completions of its group: they then differ by their format only.
-        Logs the share of answers that chose the better action; rows whose actions tie do not count.
+        Logs the share of answers that chose the better action; rows whose actions tie do not count. Where all tie it
+        is NaN, which is left out of means: a metric that one of several processes does not name stops them all.
         """
         values, agree = [], []
         for completion, column in zip(completions, outcomes, strict=True):
@@ -153,8 +154,7 @@ class Rewards:
             gain = 0.0 if known is None else advantage_of_extending(known, self.cost_weights)
             if gain and math.isfinite(gain):
                 agree.append(action == best_of(gain))
-        if agree:
-            log_metric("agreement", fmean(agree))
+        log_metric("agreement", fmean(agree) if agree else math.nan)
         log_metric("unscorable", values.count(None))
         return values
 

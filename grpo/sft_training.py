@@ -13,16 +13,19 @@ import os
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from grpo.checkpoints import checkpoint_to_resume, train_from
+from grpo.agreement import by_main, leave, together
+from grpo.checkpoints import WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
 from grpo.config import SFTTrainingConfig
 from grpo.errors import ConfigError, DataError, ModelError
 from grpo.files import claim_output, write_json, write_manifest
 from grpo.model_folder import resolve_model
 from grpo.prompt_builder import PromptForm, form_of, parse_answer, system_prompt
+from grpo.ranks import is_main, layout
 from grpo.settings import parse_config
 
 if TYPE_CHECKING:
@@ -39,57 +42,71 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     Raises :class:`DataError` for a dataset that cannot be used, :class:`ModelError` for a model that cannot be
     loaded or, after training, answers in the right format too seldom (``format_floor``), and :class:`OutputError`.
     """
-    if config.max_steps == 0:
-        raise ConfigError(["max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"])
-    folder = Path(config.output_dir)
-    if folder.resolve() == Path(config.model_path).resolve():
-        raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+    folder, path = Path(config.output_dir), Path(config.dataset_path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
-    path = Path(config.dataset_path)
-    rows = load_sft_rows(path)
-    form = _form_of(rows, path)
     from grpo.model import choose_backend, choose_optimizer, load_for_training, save_merged
 
-    # all that can be refused is refused before the output folder is touched; Unsloth comes before transformers
-    choose_backend(config.backend, resolve_model(config.model_path))
-    from transformers.utils import logging as transformers_logging
+    with together():  # all that can be refused is refused before the output folder is touched
+        if config.max_steps == 0:
+            raise ConfigError(["max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"])
+        if folder.resolve() == Path(config.model_path).resolve():
+            raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+        rows = load_sft_rows(path)
+        form = _form_of(rows, path)
+        choose_backend(config.backend, resolve_model(config.model_path))  # Unsloth comes before transformers
+        from transformers.utils import logging as transformers_logging
 
-    from grpo.progress import check_reporters
+        from grpo.progress import check_reporters
 
-    transformers_logging.set_verbosity_error()
-    check_reporters(config.report_to)
-    optimizer = choose_optimizer(config.optim)
-    loaded = load_for_training(config)
-    examples = tokenize(
-        [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
-    )
-    if config.resume_from_checkpoint not in ("auto", "never"):
-        checkpoint_to_resume(config.resume_from_checkpoint, folder, interrupted=False)
+        transformers_logging.set_verbosity_error()
+        check_reporters(config.report_to)
+        optimizer = choose_optimizer(config.optim)
+        loaded = load_for_training(config)
+        examples = tokenize(
+            [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    settings = config.to_dict()
-    interrupted = claim_output(
-        folder, {**settings, "dataset_sha256": digest}, if_finished=config.if_finished, ignore=_NOT_OF_THE_WEIGHTS
-    )
+    resume = by_main(lambda: _claim(config, folder, digest))
     checkpoints = folder / "checkpoints"
-    resume = checkpoint_to_resume(config.resume_from_checkpoint, checkpoints, interrupted=interrupted)
-    if resume is None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
     trainer = make_trainer(config, loaded, examples, checkpoints, optimizer=optimizer)
     train_from(trainer, resume, checkpoints)
     held_out = [row for row in rows if row["split"] == "validation"]
     sample = Random(config.seed).sample(held_out, min(config.evaluation_rows, len(held_out)))
-    report = check_answers(loaded, sample, max_new_tokens=config.max_new_tokens, batch_size=64)
-    write_json(folder / "sft_report.json", report)
-    _show(report)
+    # Every process answers all of them: a model that is split over processes answers only where all take part.
+    trained = replace(loaded, model=trainer.model)
+    report = check_answers(trained, sample, max_new_tokens=config.max_new_tokens, batch_size=64)
+    model = gathered_model(trainer)
+    with together():
+        if is_main():
+            write_json(folder / "sft_report.json", report)
+            _show(report)
+            _check_format(report, config)
+            save_merged(model, loaded.tokenizer, folder, form=form)
+            manifest = {"dataset_sha256": digest, "backend": loaded.backend, **layout(), **report}
+            write_manifest(folder, config.STAGE, config.to_dict(), **manifest)
+    return folder
+
+
+def _claim(config: SFTTrainingConfig, folder: Path, digest: str) -> Path | None:
+    """Make ``folder`` ready; returns the checkpoint to go on from, if any."""
+    if config.resume_from_checkpoint not in ("auto", "never"):  # refuse a bad path before anything is moved
+        checkpoint_to_resume(config.resume_from_checkpoint, folder, interrupted=False)
+    settings = {**config.to_dict(), **layout(), "dataset_sha256": digest}
+    interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=_NOT_OF_THE_WEIGHTS)
+    checkpoints = folder / "checkpoints"
+    resume = checkpoint_to_resume(config.resume_from_checkpoint, checkpoints, interrupted=interrupted)
+    if resume is None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return resume
+
+
+def _check_format(report: dict[str, Any], config: SFTTrainingConfig) -> None:
     if report["valid_format_rate"] < config.format_floor:
         raise ModelError(
-            f"{folder}: only {report['valid_format_rate']:.1%} of the answers are well-formed, the floor is "
+            f"{config.output_dir}: only {report['valid_format_rate']:.1%} of the answers are well-formed, the floor is "
             f"{config.format_floor:.1%}, so GRPO would be pointless; train longer (num_train_epochs), raise "
             "learning_rate, or start from another model_path"
         )
-    save_merged(loaded.model, loaded.tokenizer, folder, form=form)
-    write_manifest(folder, config.STAGE, settings, dataset_sha256=digest, backend=loaded.backend, **report)
-    return folder
 
 
 # Data
@@ -213,9 +230,14 @@ def make_trainer(
         seed=config.seed,
         data_seed=config.seed,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # every weight has a part in every answer
         **precision_arguments(loaded.model),
     )
-    trainer = SFTTrainer(
+
+    class Trainer(WholeCheckpoints, SFTTrainer):
+        """TRL's, with checkpoints that several processes write."""
+
+    trainer = Trainer(
         model=loaded.model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(examples),
@@ -300,8 +322,12 @@ def _show(report: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo sft``."""
-    config = parse_config(SFTTrainingConfig, argv, description="Teach the answer format and a first policy.")
-    print(train_sft(config))
+    with together():
+        config = parse_config(SFTTrainingConfig, argv, description="Teach the answer format and a first policy.")
+    folder = train_sft(config)
+    leave()
+    if is_main():
+        print(folder)
     return 0
 
 

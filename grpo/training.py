@@ -23,11 +23,13 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from grpo.checkpoints import checkpoint_to_resume, train_from
+from grpo.agreement import by_main, leave, main_first, together
+from grpo.checkpoints import checkpoint_to_resume, gathered_model, train_from
 from grpo.config import GRPOTrainingConfig
 from grpo.errors import ConfigError, OutputError
 from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
 from grpo.model_folder import prompt_form_of, resolve_model
+from grpo.ranks import is_main, layout
 from grpo.records import dataset_files
 from grpo.reward import Rewards, draw_weights
 from grpo.settings import parse_config
@@ -74,32 +76,37 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     folder = Path(config.output_dir)
-    if folder.resolve() == Path(config.model_path).resolve():
-        raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
     from grpo.model import choose_backend, load_for_training, save_merged
 
-    source = resolve_model(config.model_path, made_by="grpo sft")
-    _check_form(source, config)
-    choose_backend(config.backend, source)  # before transformers is imported
-    from transformers.utils import logging as transformers_logging
+    with together():
+        if folder.resolve() == Path(config.model_path).resolve():
+            raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+        source = resolve_model(config.model_path, made_by="grpo sft")
+        _check_form(source, config)
+        choose_backend(config.backend, source)  # before transformers is imported
+        from transformers.utils import logging as transformers_logging
 
-    from grpo.progress import check_reporters
+        from grpo.progress import check_reporters
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    check_reporters(config.report_to)
-    rows = load_grpo_dataset(
-        config.dataset_path,
-        prompt_form=config.prompt_form,
-        cost_weights=config.cost_weights,
-        extend_seconds=config.extend_seconds,
-        max_workers=config.max_workers,
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("accelerate").setLevel(logging.WARNING)
+        check_reporters(config.report_to)
+    rows = main_first(
+        lambda: load_grpo_dataset(
+            config.dataset_path,
+            prompt_form=config.prompt_form,
+            cost_weights=config.cost_weights,
+            extend_seconds=config.extend_seconds,
+            max_workers=config.max_workers,
+        )
     )
-    loaded = load_for_training(config)
-    train, held_out = split_rows(usable_rows(rows, loaded, config), config)
-    rewards = Rewards.from_config(config, train["advantage"])
-    arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
-    resume = _claim(config, folder, inputs=_digest(source, config.dataset_path))
+    with together():
+        loaded = load_for_training(config)
+        train, held_out = split_rows(usable_rows(rows, loaded, config), config)
+        rewards = Rewards.from_config(config, train["advantage"])
+        arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
+    resume = by_main(lambda: _claim(config, folder, inputs=_digest(source, config.dataset_path)))
     arguments.eval_on_start = len(held_out) > 0 and resume is None
     trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     train_from(trainer, resume, folder)
@@ -107,24 +114,23 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     state = trainer.state
     best = state.best_global_step if len(held_out) else state.global_step
     _report_best(state.log_history, best)
-    save_merged(
-        trainer.accelerator.unwrap_model(trainer.model),
-        loaded.tokenizer,
-        folder,
-        form=config.prompt_form,
-    )
-    _write_config(folder, config)
-    write_json(folder / "training_log.json", state.log_history)
-    write_manifest(
-        folder,
-        config.STAGE,
-        config.to_dict(),
-        backend=loaded.backend,
-        rows={"train": len(train), "held_out": len(held_out)},
-        steps=state.global_step,
-        best_step=best,
-        best_held_out_reward=state.best_metric,
-    )
+    with together():
+        model = gathered_model(trainer)
+        if is_main():
+            save_merged(model, loaded.tokenizer, folder, form=config.prompt_form)
+            _write_config(folder, config)
+            write_json(folder / "training_log.json", state.log_history)
+            write_manifest(
+                folder,
+                config.STAGE,
+                config.to_dict(),
+                backend=loaded.backend,
+                **layout(),
+                rows={"train": len(train), "held_out": len(held_out)},
+                steps=state.global_step,
+                best_step=best,
+                best_held_out_reward=state.best_metric,
+            )
     return folder
 
 
@@ -186,6 +192,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         report_to=config.report_to,
         seed=config.seed,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # every weight has a part in every answer
         **precision_arguments(loaded.model),
     )
 
@@ -238,7 +245,7 @@ def _claim(config: GRPOTrainingConfig, folder: Path, *, inputs: str) -> Path | N
         checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
     interrupted = claim_output(
         folder,
-        {**config.to_dict(), "inputs_sha256": inputs},
+        {**config.to_dict(), **layout(), "inputs_sha256": inputs},
         if_finished=config.if_finished,
         ignore=_NOT_OF_THE_WEIGHTS,
     )
@@ -293,7 +300,12 @@ def parse_args(argv: list[str] | None = None) -> GRPOTrainingConfig:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo train``; prints the folder of the trained model."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
-    print(train_grpo(parse_args(argv)))
+    with together():
+        config = parse_args(argv)
+    folder = train_grpo(config)
+    leave()
+    if is_main():
+        print(folder)
     return 0
 
 

@@ -14,6 +14,7 @@ from .config import GRPOTrainingConfig
 from .errors import DataError
 from .outcome_cache import fill_outcomes
 from .prompt_builder import DEFAULT_FORM, PromptForm, ask
+from .ranks import processes
 from .records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, observation_of, read_rows
 from .reward import outcomes_to_text
 
@@ -116,10 +117,10 @@ def split_rows(dataset: datasets.Dataset, config: GRPOTrainingConfig) -> tuple[d
     train = dataset.select([i for i, held in enumerate(out) if not held])
     unseen = [i for i, held in enumerate(out) if held]
     chosen = random.Random(config.seed).sample(unseen, min(config.validation_rows, len(unseen)))
-    prompts = config.batch_size * config.gradient_accumulation_steps // config.group_size
+    prompts = config.batch_size * config.gradient_accumulation_steps * processes() // config.group_size
     if len(train) < prompts:
         raise DataError(
             f"{config.dataset_path}: {len(train)} rows to train on, one step takes {prompts} (batch_size x "
-            "gradient_accumulation_steps / answers in a group); generate more rows, or lower batch_size"
+            "gradient_accumulation_steps x processes / answers in a group); generate more rows, or lower batch_size"
         )
     return train, dataset.select(sorted(chosen))

@@ -1,0 +1,48 @@
+"""Several processes train one model: how many there are, which is the main one, what a launcher has told them.
+
+A launcher (``accelerate launch``, ``torchrun``) starts the same command once for every GPU, or on a CPU as often as it
+is told, and numbers the processes in the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any, Literal
+
+
+def processes() -> int:
+    """Processes that train together; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def sharding() -> Literal["fsdp", "deepspeed"] | None:
+    """What splits the weights over the processes; ``None`` where each holds all of them."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp"
+    return "deepspeed" if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" else None
+
+
+def layout() -> dict[str, Any]:
+    """What a run's settings say of its processes; nothing for a single one. Its checkpoints fit no other layout."""
+    if processes() == 1 and sharding() is None:
+        return {}
+    return {"processes": processes(), "sharding": sharding() or "none"}
+
+
+def only_main_speaks() -> None:
+    """Silence warnings and the log in all processes but the main one."""
+    if not is_main():
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")

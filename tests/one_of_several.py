@@ -1,0 +1,66 @@
+"""Run as one of several processes: trains what it is told to, one job after the other, each as its stage would.
+
+A job: ``stage`` and ``config``; ``answers``, given by the trainer instead of sampled ones; ``stop_at``, the step at
+which the run is interrupted before it is started once more; ``keep``, a folder for copies of all checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.agreement import leave
+from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
+from grpo.ranks import only_main_speaks
+from grpo.sft_training import train_sft
+from grpo.training import train_grpo
+
+
+def do(job: dict[str, Any]) -> None:
+    if job["stage"] == "sft":
+        train_sft(SFTTrainingConfig(**job["config"]))
+        return
+    from grpo.grpo_trainer import ResumableGRPOTrainer
+
+    config = GRPOTrainingConfig(**job["config"])
+    save, step = ResumableGRPOTrainer._save_checkpoint, ResumableGRPOTrainer.training_step
+
+    def save_and_keep(self: Any, model: Any, trial: Any) -> None:
+        save(self, model, trial)
+        if self.accelerator.is_main_process:
+            name = f"checkpoint-{self.state.global_step}"
+            shutil.copytree(Path(self.args.output_dir) / name, Path(job["keep"]) / name)
+
+    def step_or_stop(self: Any, *args: Any) -> Any:
+        if self.state.global_step == job["stop_at"]:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    def told(self: Any, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """An answer that follows from the prompt and the place in its group, so that it lands in any process."""
+        answers = [self.processing_class(text).input_ids for text in job["answers"]]
+        return [answers[(sum(ids) + place % 2) % len(answers)] for place, ids in enumerate(prompt_ids)], None
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "keep" in job:
+            patch.setattr(ResumableGRPOTrainer, "_save_checkpoint", save_and_keep)
+        if "answers" in job:
+            patch.setattr(ResumableGRPOTrainer, "_generate_single_turn", told)
+        if "stop_at" in job:
+            with pytest.MonkeyPatch.context() as once:
+                once.setattr(ResumableGRPOTrainer, "training_step", step_or_stop)
+                with pytest.raises(KeyboardInterrupt):
+                    train_grpo(config)
+        train_grpo(config)
+
+
+if __name__ == "__main__":
+    only_main_speaks()
+    for one in json.loads(Path(sys.argv[1]).read_text()):
+        do(one)
+    leave()

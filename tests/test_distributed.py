@@ -1,0 +1,195 @@
+"""``grpo sft`` and ``grpo train`` on two processes of a CPU, against one process that does the work of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import one_of_several
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import tiny_rows, write_dataset
+
+from grpo.config import GRPOTrainingConfig, SFTDataConfig
+from grpo.sft_data import make_sft_data
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = {"sft": "sft_training.py", "train": "training.py"}
+
+
+def two(command: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of two processes that a launcher would have started like this."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in ("0", "1"):
+        numbered = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, **numbered, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(started, outputs, strict=True)]
+
+
+TOLD = ['{"extend": "yes"}<|end|>', '{"extend": "no"}<|end|>', "extend: yes, I think<|end|>", "<|end|>"]
+"""Answers of very different lengths: the loss is a mean over the tokens of all processes."""
+
+BASE: dict[str, Any] = {
+    "learning_rate": 0.5,
+    "optim": "sgd",  # Adam's first steps turn rounding errors of tiny gradients into steps of full size
+    "max_new_tokens": 12,
+    "max_steps": 3,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "gradient_accumulation_steps": 2,
+    "batch_size": 4,
+    "num_generations": 2,
+    "validation_rows": 8,
+    "kl_coeff": 0.1,
+}
+ADAPTERS = {"full_training_below": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+ALIKE: dict[str, dict[str, Any]] = {
+    "exact": {"stage": "train", "config": {**BASE, "estimator": "exact", "validation_rows": 0}},
+    "adapters": {"stage": "train", "config": {**BASE, **ADAPTERS, "estimator": "exact", "validation_rows": 0}},
+    "sampled": {"stage": "train", "config": BASE, "answers": TOLD},
+    "sft": {
+        "stage": "sft",
+        "config": {"learning_rate": 0.5, "optim": "sgd", "max_steps": 3, "batch_size": 4, "warmup_steps": 0,
+                   "logging_steps": 1, "format_floor": 0, "max_new_tokens": 12},
+    },
+}  # fmt: skip
+"""Jobs that come out alike, whoever does them: nothing is left to random numbers that differ between processes."""
+METRICS = {"step", "loss", "grad_norm", "reward", "rewards/tsc_reward/mean", "eval_reward"}
+
+
+@pytest.fixture(scope="module")
+def trained(answering_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the results of two processes, NAME-2, and of one with twice the batch, NAME-1."""
+    folder = tmp_path_factory.mktemp("several")
+    data = write_dataset(folder / "data", tiny_rows(48))
+    make_sft_data(SFTDataConfig(dataset_path=str(data), output_path=str(folder / "sft" / "data.json")))
+    paths = {"train": str(data), "sft": str(folder / "sft" / "data.json")}
+
+    def placed(job: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
+        where = {
+            "model_path": str(answering_model),
+            "dataset_path": paths[job["stage"]],
+            "output_dir": str(folder / name),
+        }
+        return {**job, "config": {**job["config"], **where, **changes}}
+
+    drawn = {"stage": "train", "config": {**BASE, "optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 5}}
+    jobs = [placed(job, f"{name}-2") for name, job in ALIKE.items()]
+    jobs.append(placed({**drawn, "keep": str(folder / "kept")}, "whole"))
+    jobs.append(placed(drawn, "resumed", resume_from_checkpoint=str(folder / "kept" / "checkpoint-2")))
+    jobs.append(placed({**drawn, "stop_at": 3}, "interrupted"))
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = two([str(ROOT / "tests" / "one_of_several.py"), str(folder / "jobs.json")])
+    assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
+    assert [out for _, out, _ in done] == ["", ""]
+    assert "going on from step 2" in done[0][2] and done[1][2] == "", "only the main process speaks"
+    for name, job in ALIKE.items():
+        one_of_several.do(placed(job, f"{name}-1", batch_size=2 * job["config"]["batch_size"]))
+    return folder
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_processes_learn_what_one_with_twice_the_batch_learns(
+    trained: Path, answering_model: Path, name: str
+) -> None:
+    """Weights to 1e-5 of a number about 1, after steps that moved some of them by a hundred times that and more."""
+    start, one, both = (
+        load_file(f / "model.safetensors") for f in (answering_model, trained / f"{name}-1", trained / f"{name}-2")
+    )
+    assert one.keys() == both.keys()
+    assert max((one[key] - start[key]).abs().max() for key in start) > 1e-3
+    for key, weights in one.items():
+        torch.testing.assert_close(both[key], weights, rtol=1e-5, atol=1e-5)
+    if name == "sft":
+        return
+    first, second = (
+        [
+            {metric: entry[metric] for metric in METRICS & entry.keys()}
+            for entry in json.loads((trained / f"{name}-{count}" / "training_log.json").read_text())
+        ]
+        for count in (1, 2)
+    )
+    assert len(first) == len(second) > 3
+    for before, after in zip(first, second, strict=True):
+        assert after == pytest.approx(before, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_go_on_to_the_same_bits(trained: Path) -> None:
+    """From a given checkpoint, and after an interruption."""
+    whole, resumed, interrupted = (
+        (trained / name / "model.safetensors").read_bytes() for name in ("whole", "resumed", "interrupted")
+    )
+    assert whole == resumed == interrupted
+    last = [(trained / name / "checkpoints" / "checkpoint-5") for name in ("whole", "resumed", "interrupted")]
+    assert len({(folder / "model.safetensors").read_bytes() for folder in last}) == 1
+    states = [torch.load(last[0] / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
+    assert not torch.equal(*states), "both processes sample the same answers"
+    assert json.loads((trained / "whole" / "manifest.json").read_text())["processes"] == 2
+
+
+def test_a_checkpoint_of_two_processes_is_none_of_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo.checkpoints import is_complete
+
+    checkpoint = trained / "kept" / "checkpoint-2"
+    assert not is_complete(checkpoint)
+    for count, whole in ((2, True), (3, False)):
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        assert is_complete(checkpoint) is whole
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: Path, random_model: Path) -> None:
+    """A dataset that is missing, for one stage; for the other an output folder that only the main process looks at."""
+    out = tmp_path / "out"
+    if stage == "train":
+        out.mkdir()
+        (out / "manifest.json").write_text("{}")
+    data = write_dataset(tmp_path / "data", tiny_rows(24)) if stage == "train" else tmp_path / "nowhere.json"
+    config = {"model_path": str(random_model), "dataset_path": str(data), "output_dir": str(out), "optim": "sgd"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = two([str(ROOT / "grpo" / STAGES[stage]), "--config", str(tmp_path / "config.yaml")])
+    assert [code for code, *_ in done] == [2, 2], done
+    lines = [line for _, out, err in done for line in (out + err).splitlines()]
+    assert len(lines) == 1, lines
+    assert ("holds the result of a finished run" if stage == "train" else "make it with `grpo sft-data`") in lines[0]
+    assert [path.name for path in out.glob("*")] == (["manifest.json"] if stage == "train" else [])
+
+
+def test_settings_count_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 4}
+    with pytest.raises(ValueError, match="2 x 1 = 2 is not divisible"):
+        GRPOTrainingConfig(**settings)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert GRPOTrainingConfig(**settings)
