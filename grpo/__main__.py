@@ -18,6 +18,7 @@ STAGES = {
     "sft": ("sft_training", "teach the answer format and a first policy"),
     "train": ("training", "GRPO from an SFT model"),
     "evaluate": ("evaluation", "closed loop: policies compared on the same traffic"),
+    "export": ("export", "a trained model for others to run: merged, adapter or GGUF, checked against the model"),
     "benchmark": ("benchmark", "all baselines and the shipped model on many networks: tables, intervals, verdicts"),
 }
 """Name of each stage, its module and one line about it."""

@@ -76,7 +76,8 @@ def checkpoint_to_resume(setting: str, folder: str | Path, *, interrupted: bool)
 
 
 def train_from(trainer: Trainer, resume: Path | None, folder: str | Path) -> None:
-    """Train from the start, or on from ``resume``; raises :class:`OutputError` where ``folder`` cannot be written.
+    """Train from the start, or on from ``resume``; raises :class:`OutputError` where ``folder`` cannot be written, and
+    :class:`ModelError` where the GPU's memory does not suffice.
 
     A checkpoint of the last step is loaded and not trained on: the trainer itself would take one step too many.
     """
@@ -90,8 +91,16 @@ def train_from(trainer: Trainer, resume: Path | None, folder: str | Path) -> Non
         else:
             trainer._load_from_checkpoint(best or str(resume))
         return
-    with disk_errors(folder):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    import torch
+
+    try:
+        with disk_errors(folder):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}); lower batch_size and raise "
+            "gradient_accumulation_steps as much, or set gradient_checkpointing, where the stage has it"
+        ) from None
 
 
 def _is_last(trainer: Trainer, checkpoint: Path) -> bool:

@@ -335,6 +335,11 @@ class GRPOTrainingConfig(StageConfig):
         "gradient_accumulation_steps x processes of them",
     )
     gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass instead of keeping them: a fraction of the memory, "
+        "more time",
+    )
     num_generations: int = Field(
         default=4, ge=2, description="completions sampled for each prompt: the size of a group"
     )
@@ -342,6 +347,13 @@ class GRPOTrainingConfig(StageConfig):
         default="sampled",
         description="`sampled` groups as in TRL; `exact`: both answers of each prompt, weighted by their "
         "probabilities, whatever num_generations says",
+    )
+    draw_by_advantage: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the draws that go to rows in proportion to what the choice is worth there; such a row "
+        "counts for less in turn, so that the gradient is the same on average, with less noise",
     )
     temperature: float = Field(default=0.9, gt=0, le=10, description="sampling temperature")
     kl_coeff: float = Field(
@@ -419,8 +431,6 @@ class GRPOTrainingConfig(StageConfig):
                 f"{f' x {processes()} processes' if processes() > 1 else ''} = {completions} is not divisible by "
                 f"num_generations = {self.num_generations}"
             )
-        if self.estimator == "exact" and self.batch_size % 2:
-            problems.append(f"batch_size: {self.batch_size} must be even: a prompt has two answers")
         if not self.format_strict > self.format_partial > self.format_invalid:
             problems.append("format_strict, format_partial, format_invalid: must fall in this order")
         worst_valid = self.format_weight * self.format_partial - self.tsc_weight
@@ -446,8 +456,8 @@ class GRPOTrainingConfig(StageConfig):
 
     @property
     def group_size(self) -> int:
-        """Completions of one prompt that are compared with each other."""
-        return 2 if self.estimator == "exact" else self.num_generations
+        """Sequences that one prompt takes in a batch: its sampled answers, or one that tells of both."""
+        return 1 if self.estimator == "exact" else self.num_generations
 
     @property
     def prompt_form(self) -> PromptForm:
@@ -519,6 +529,34 @@ class BenchmarkConfig(EvaluationConfig):
     episode_timeout_seconds: float = Field(
         default=7200.0, gt=0, description="an episode that takes longer is recorded as failed; rollout is slow"
     )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExportConfig(StageConfig):
+    """Settings of `grpo export`: a trained model for others to run."""
+
+    STAGE: ClassVar[str] = "export"
+    model: str = Field(
+        default="model/grpo_model", min_length=1, description="model folder, hub id, `pretrained` or `embedded`"
+    )
+    format: Literal["adapter", "merged_16bit", "gguf"] = Field(
+        default="merged_16bit",
+        description="`merged_16bit`: a model folder; `adapter`: what a LoRA training added to its base; "
+        "`gguf`: one file for llama.cpp",
+    )
+    output: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
+    states: str = Field(
+        default="auto",
+        min_length=1,
+        description="dataset on whose states the export must decide like the model, or `random` states; `auto` takes "
+        "data/grpo_datasets where it is, else random ones",
+    )
+    rows: int = Field(default=500, ge=1, description="states on which decisions are compared")
+    max_differing: int = Field(
+        default=0, ge=0, description="decisions that may differ; more end the export (exit code 3)"
+    )
+    seed: int = _SEED
+    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -23,7 +23,7 @@ from .errors import OutputError
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
-_PACKAGES = ("scu-tsc", "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth")
+_PACKAGES = ("scu-tsc", "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth", "gguf")
 _TEMPORARY = ".part"
 _LOCKS: dict[str, int] = {}
 """Descriptor of each folder that this process has claimed, by its real path."""

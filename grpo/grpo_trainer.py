@@ -6,39 +6,44 @@ Imports trl: only ``training.py`` imports this module, after the backend is chos
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import DynamicCache, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from .checkpoints import WholeCheckpoints
 from .errors import ModelError
-from .prompt_builder import ANSWERS
-from .records import ACTIONS
 
 _MOST_KL_AT_FIRST = 0.05
 """The policy equals its reference at the first step; 16-bit arithmetic differs by some 1e-3 at most."""
 
 
 class EpochSampler(RepeatSampler):
-    """Draws the order of an epoch from the seed and the epoch's number.
+    """Draws the order of an epoch from the seed and the epoch's number; with ``weights``, rows in proportion to them.
 
     TRL's sampler draws the epochs' orders one after another from one generator, which a checkpoint does not hold:
     resumed in its third epoch, a run would see the rows in the order of the first.
     """
 
-    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, epoch: Callable[[], int], weights: Sequence[float] | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._epoch = epoch
+        self._weights = weights
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self._epoch())
-        return super().__iter__()
+        if self._weights is None:
+            return super().__iter__()
+        chances = torch.tensor(self._weights, dtype=torch.float64)
+        drawn = torch.multinomial(chances, self.num_samples, replacement=True, generator=self.generator).tolist()
+        return (drawn[place] for place in super().__iter__())
 
 
 class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -47,10 +52,15 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     Answers are generated anew for every optimizer step (``steps_per_generation`` =
     ``gradient_accumulation_steps``, one iteration), so at a checkpoint no generated answers are waiting; model,
     optimizer, schedule and the states of all random generators are in it. What is left to mend is here.
+
+    ``draws`` says how many times more often than the average each training row is drawn; its advantages count so many
+    times less, and the gradient's expectation stays as it was.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, draws: Sequence[float] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._draws = draws
+        self._draw_of = dict(zip(self.train_dataset["id"], draws or [1.0] * len(self.train_dataset), strict=True))
         # TRL keeps a frozen copy of the adapter as the reference. The adapter is fresh, so the model without it is the
         # same reference; and with two adapters in a checkpoint, a resume loads the copy and forgets the trained one.
         if "ref" in getattr(self.model, "peft_config", {}):
@@ -65,7 +75,25 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             repeat_count=self.num_iterations * self.args.steps_per_generation,
             seed=self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
+            weights=self._draws,
         )
+
+    def _importance(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """What each row counts for, given how often it is drawn."""
+        return torch.tensor([1 / self._draw_of[row["id"]] for row in rows], device=self.accelerator.device)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            batch["advantages"] = batch["advantages"] * self._importance(inputs)
+        return batch
+
+    def _generate_single_turn(self, prompt_ids: list[Any], *args: Any, **kwargs: Any) -> Any:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.use_vllm or sharded or "unsloth" in sys.modules:  # these generate in ways of their own
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        with _shared_prefill(self.accelerator.unwrap_model(self.model)):
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Where training starts is a candidate for the best checkpoint too: a run never ends below its start."""
@@ -87,50 +115,35 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             self.generation_config.do_sample = True
 
 
-class ExactGroupTrainer(ResumableGRPOTrainer):
-    """GRPO whose groups are the two answers themselves, each weighted by its probability: nothing is sampled.
+@contextlib.contextmanager
+def _shared_prefill(model: Any) -> Iterator[None]:
+    """Have ``model.generate`` read a prompt once for all answers of its group, which stand one below the other."""
+    generate = model.generate
 
-    With p the probability of `yes` against `no` and d the difference of their rewards, the gradient that sampled
-    groups estimate is that of p d: p (1 - p) d times the gradient of log p(yes) - log p(no). A group of both answers
-    has the advantages d/2 and -d/2; times 4 p (1 - p) its mean is exactly that. A sampled group of a policy that is
-    nearly sure holds one answer only and teaches nothing. Batches hold whole groups. The KL term counts both answers
-    alike.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        texts = [ANSWERS[action] + self.processing_class.eos_token for action in ACTIONS]
-        self._answers = self.processing_class(texts, add_special_tokens=False).input_ids
-
-    def _generate_single_turn(self, prompt_ids: list[Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.model.training:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        return [list(self._answers[place % 2]) for place in range(len(prompt_ids))], None
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if not self.model.training:
-            return batch
-        with torch.no_grad():
-            logps, *_ = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-                batch["completion_ids"].size(1),
-                self.args.per_device_train_batch_size,
+    def shared(input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+        prompts, group = torch.unique_consecutive(input_ids, dim=0, return_inverse=True)
+        if len(prompts) < len(input_ids):
+            first = torch.searchsorted(group, torch.arange(len(prompts), device=group.device))
+            seen = attention_mask[first]
+            # without the last token: generation starts by reading it
+            cache = DynamicCache(config=model.config)
+            model(
+                input_ids=prompts[:, :-1],
+                attention_mask=seen[:, :-1],
+                position_ids=(seen.cumsum(1) - 1).clamp(min=0)[:, :-1],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
-        yes, no = (logps * batch["completion_mask"]).sum(1).view(-1, 2).unbind(1)
-        extend = torch.sigmoid(yes - no)
-        gain = batch["advantages"].view(-1, 2)[:, 0]
-        shown = self._metrics["train"]  # of the policy, and not of both answers alike
-        expected = self.accelerator.gather((2 * extend - 1) * gain).mean().item()
-        shown["reward"][-1] += expected
-        shown["rewards/tsc_reward/mean"][-1] += expected / (self.reward_weights[1].item() or 1.0)
-        better, matters = self.accelerator.gather((torch.where(gain > 0, extend, 1 - extend), gain != 0))
-        if matters.any():
-            shown["agreement"][-1] = better[matters].mean().item()
-        batch["advantages"] = batch["advantages"] * (4 * extend * (1 - extend)).repeat_interleave(2)
-        return batch
+            cache.batch_select_indices(group)
+            kwargs["past_key_values"] = cache
+        return generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    model.generate = shared
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 class ReferenceCheck(TrainerCallback):

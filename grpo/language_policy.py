@@ -28,20 +28,32 @@ Scorer = Callable[[Sequence[list[dict[str, str]]]], list[float]]
 log = logging.getLogger(__name__)
 
 
+def answer_tokens(encode: Callable[[str], list[int]], prompt: str, end: str = "") -> tuple[list[int], list[int]]:
+    """The tokens of ``yes`` and of ``no`` behind ``prompt``, a chat up to where the answer begins, each with ``end``.
+
+    Raises :class:`ModelError` where an answer changes the prompt's own tokens.
+    """
+    start, *wholes = (encode(text) for text in (prompt, *(prompt + ANSWERS[action] + end for action in ACTIONS)))
+    if any(whole[: len(start)] != start for whole in wholes):
+        raise ModelError(
+            "the tokenizer merges the end of the prompt with the answer; "
+            "give a model whose chat template ends in a token of its own"
+        )
+    yes, no = (whole[len(start) :] for whole in wholes)
+    return yes, no
+
+
 def answer_branch(encode: Callable[[str], list[int]], prompt: str) -> tuple[list[int], tuple[int, int]]:
     """The tokens with which both answers begin, and the next token of ``yes`` and of ``no``.
 
-    Found by comparing the answers' tokens behind ``prompt``, a chat up to where the answer begins. Raises
-    :class:`ModelError` where an answer changes the prompt's own tokens, or where one is the beginning of the other.
+    Found by comparing the answers' tokens behind ``prompt``. Raises :class:`ModelError` where an answer changes the
+    prompt's own tokens, or where one is the beginning of the other.
     """
-    start, yes, no = (encode(text) for text in (prompt, *(prompt + ANSWERS[action] for action in ACTIONS)))
+    yes, no = answer_tokens(encode, prompt)
     parting = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
-    if parting is None or parting < len(start) or yes[: len(start)] != start:
-        raise ModelError(
-            "the tokenizer merges the end of the prompt with the answer, or cannot tell the answers apart; "
-            "give a model whose chat template ends in a token of its own"
-        )
-    return yes[len(start) : parting], (yes[parting], no[parting])
+    if parting is None:
+        raise ModelError("the tokenizer cannot tell the answers apart; give another model")
+    return yes[:parting], (yes[parting], no[parting])
 
 
 class LanguageModelPolicy:

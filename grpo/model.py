@@ -7,7 +7,6 @@ The only module that imports Unsloth. Unsloth has to come before trl, transforme
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .checkpoints import disk_errors
 from .errors import ConfigError, ModelError
-from .model_folder import SHIPPED, is_local, resolve_model, write_card
+from .model_folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_card
 from .prompt_builder import PromptForm
 from .ranks import local_rank, processes, sharding
 from .tokenizer_check import check_round_trip, check_tokenizer_file
@@ -109,6 +108,19 @@ def precision_arguments(model: Any) -> dict[str, bool]:
     return {"use_cpu": False, "bf16": half and bf16, "fp16": half and not bf16}
 
 
+def storage_format(model: Any) -> Any:
+    """The 16-bit torch dtype for ``model``'s weights: bf16, in which large models compute; for a small one fp16.
+
+    Rounded to bf16 the shipped model decides otherwise in 1 of 2,000 random states, to fp16 in none.
+    """
+    import torch
+
+    parameters = list(model.parameters())
+    largest = max(float(parameter.abs().max()) for parameter in parameters)
+    small = sum(parameter.numel() for parameter in parameters) < _SMALL
+    return torch.float16 if small and largest < torch.finfo(torch.float16).max else torch.bfloat16
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to be trained, its tokenizer, and who loaded it."""
@@ -145,6 +157,8 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
     if adapter is not None:
         model = _merge_adapter(model, adapter)
     model = _add_lora(model, config, backend) if lora else model.requires_grad_(True)
+    if lora:  # where the adapter's weights will lie on top of; PEFT itself would name what an adapter was merged into
+        model.peft_config["default"].base_model_name_or_path = _from_anywhere(source)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{config.model_path}: no parameter is trainable; set lora_rank to 0 or name other modules")
     if getattr(model, "generation_config", None) is not None:
@@ -171,9 +185,10 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
     return model, tokenizer
 
 
-def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptForm) -> None:
+def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptForm | None) -> None:
     """Save ``model`` with its adapters merged, and ``tokenizer``, for plain transformers; ``model`` stays as it is.
 
+    The adapter itself goes into ``adapter/``, unless training began from an adapter: no model lies beneath it then.
     The files are written into a folder beside their place and then moved, ``config.json`` last: a killed save
     leaves a folder that :func:`resolve_model` refuses. Raises :class:`OutputError` where it cannot be written and
     :class:`ModelError` where the saved tokenizer does not give the same tokens back.
@@ -186,14 +201,29 @@ def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptF
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             plain.save_pretrained(part, state_dict=state)
-            tokenizer.save_pretrained(part)
-            write_card(part, form)
+            if hasattr(model, "peft_config") and not is_adapter(model.peft_config["default"].base_model_name_or_path):
+                _save_adapter(model, part / ADAPTER)
+                save_tokenizer(tokenizer, part / ADAPTER, form)
+            save_tokenizer(tokenizer, part, form)
             check_round_trip(tokenizer, part)
             (folder / "config.json").unlink(missing_ok=True)
-            for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
-                os.replace(file, folder / file.name)
+            shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # a folder with files cannot be replaced
+            move_in(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, form: PromptForm | None) -> None:
+    """Save the tokenizer, and the form in which the model is asked where it was taught one."""
+    tokenizer.save_pretrained(folder)
+    if form is not None:
+        write_card(folder, form)
+
+
+def move_in(part: Path, folder: Path) -> None:
+    """Move the files of ``part`` into ``folder``, last the one without which the folder is no model."""
+    for file in sorted(part.iterdir(), key=lambda file: file.name in CONFIGS):
+        os.replace(file, folder / file.name)
 
 
 # Loading
@@ -201,14 +231,7 @@ def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptF
 
 def _base_and_adapter(source: str) -> tuple[str, str | None]:
     """The model with the weights, and the adapter folder that lies on top of it, if any."""
-    settings = Path(source) / "adapter_config.json"
-    if not settings.is_file() or (Path(source) / "config.json").is_file():
-        return source, None
-    try:
-        base = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return resolve_model(base), source
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ModelError(f"{settings}: does not name its base model; save the adapter again") from None
+    return (base_of(source), source) if is_adapter(source) else (source, None)
 
 
 def _load_causal_lm(base: str, *, half: bool) -> Any:
@@ -274,7 +297,7 @@ def _add_lora(model: Any, config: SFTTrainingConfig | GRPOTrainingConfig, backen
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,
                     target_modules=config.lora_target_modules,
-                    use_gradient_checkpointing="unsloth",
+                    use_gradient_checkpointing="unsloth" if getattr(config, "gradient_checkpointing", True) else False,
                     random_state=config.seed,
                 )
         from peft import LoraConfig, get_peft_model
@@ -335,6 +358,17 @@ def _gpu_has_bf16() -> bool:
 
 
 # Saving
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    # "auto" would look for the base on the hub to see whether its embeddings were trained: they are not
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to be filled in
+
+
+def _from_anywhere(source: str) -> str:
+    """A hub id as it is, a folder by its whole path: the adapter may be used from another working directory."""
+    return str(Path(source).resolve()) if is_local(source) else source
 
 
 def _plain_state(model: Any) -> tuple[Any, dict[str, Any]]:

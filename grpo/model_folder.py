@@ -25,8 +25,14 @@ SHIPPED = {
 CARD = "scu_tsc.json"
 """File in a model's folder that says what the model was trained for."""
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""A folder with one of them is a model; an adapter has the second alone."""
+
+ADAPTER = "adapter"
+"""Folder beside the merged weights of a model that was trained with LoRA: the adapter alone."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_LOCAL_PREFIXES = ("model/", "models/", "data/", "results/")
+_LOCAL_PREFIXES = ("model/", "models/", "data/", "results/", "export/")
 
 
 def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
@@ -43,7 +49,7 @@ def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
         return str(folder)
     path = Path(model_path).expanduser()
     if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any((path / name).is_file() for name in CONFIGS):
             hint = f"finish `{made_by}`" if made_by else "give the folder of a saved model"
             raise ModelError(f"{path}: holds neither config.json nor adapter_config.json; {hint}")
         return str(path)
@@ -60,6 +66,21 @@ def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
 def is_local(model: str) -> bool:
     """Whether a resolved model is a folder and not a hub id."""
     return Path(model).is_dir()
+
+
+def is_adapter(model: str) -> bool:
+    """Whether a resolved model is the folder of an adapter that lies on top of another model."""
+    merged, adapter = (Path(model) / name for name in CONFIGS)
+    return adapter.is_file() and not merged.is_file()
+
+
+def base_of(adapter: str) -> str:
+    """The model, resolved, that the adapter in a folder lies on; raises :class:`ModelError`."""
+    settings = Path(adapter) / "adapter_config.json"
+    try:
+        return resolve_model(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{settings}: does not name its base model; save the adapter again") from None
 
 
 def write_card(folder: Path, form: PromptForm) -> None:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 from .baselines import RULE_POLICIES, Policy, make_rule_policy
 from .language_policy import LanguageModelPolicy, answer_branch, resolve_policy, small_policy
 from .model import load_for_inference
 from .model_folder import prompt_form_of, resolve_model
-from .prompt_builder import DEFAULT_FORM, build_messages
+from .prompt_builder import DEFAULT_FORM, PromptForm, ask
+from .records import Observation
+
+_CHUNK_TOKENS = {"cuda": 32_768, "cpu": 2_048}
+"""Tokens that go through the model at once: a GPU needs many to be busy, a CPU few to stay within its caches."""
+
+_BLOCK = 256
+"""Prompts that are tokenized at once; a GPU works on these while the next ones are."""
+
+_WORTH_KEEPING = 32
+"""Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
+
+log = logging.getLogger(__name__)
 
 
 def make_policy(name: str, *, seed: int) -> Policy:
@@ -31,37 +48,110 @@ def torch_policy(model_path: str, *, device: str = "auto", threads: int = 1) -> 
     import torch
 
     torch.set_num_threads(threads)
-    return LanguageModelPolicy(
-        TorchScorer(*load_for_inference(model_path, device)), prompt_form_of(resolve_model(model_path)) or DEFAULT_FORM
-    )
+    form = prompt_form_of(resolve_model(model_path)) or DEFAULT_FORM
+    return LanguageModelPolicy(TorchScorer(*load_for_inference(model_path, device), form), form)
 
 
 class TorchScorer:
-    """Scores a batch of conversations in one forward pass."""
+    """Scores conversations at the token where the answers part.
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    What all conversations of a form begin with goes through the model once, here; its keys and values are kept, and
+    a conversation costs the tokens that follow. Conversations of like length go through in chunks. One that does
+    not begin with just those tokens (a tokenizer may merge across the border) is scored whole.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        form: PromptForm = DEFAULT_FORM,
+        *,
+        share_beginning: bool = True,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        import torch
+
         self.model, self.tokenizer = model, tokenizer
-        prompt = tokenizer.apply_chat_template(build_messages("{}"), add_generation_prompt=True, tokenize=False)
-        self._beginning, self._branch = answer_branch(self._encode, prompt)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # what a name starts with may decide which token the text before it ends in
+        prompts = self._render([ask(Observation(name, 0, (), "", 0, 0, 0, 0, 0, {}), form) for name in ("J", "1", "-")])
+        self._beginning, self._branch = answer_branch(lambda text: self._encode([text])[0], prompts[0])
+        self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if model.device.type == "cuda" else "cpu"]
+        self._head = model.get_output_embeddings()
+        self._lock = threading.Lock()
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*self._encode(prompts), strict=False))
+        shared = [token for token, *_ in alike]
+        self._shared = shared if share_beginning and len(shared) >= _WORTH_KEEPING else []
+        if self._shared:
+            with torch.inference_mode():
+                ids = torch.tensor([self._shared], device=model.device)
+                self._memory = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def __call__(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
         """Probability of ``yes`` against ``no`` for each conversation."""
         import torch
 
-        prompts = self.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
-        rows = [ids + self._beginning for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
-        last = [len(row) - 1 for row in rows]
-        # Attention is causal: padding on the right reaches no token before it, so the batch needs no mask.
-        padded = [row + [self.tokenizer.pad_token_id] * (max(last) + 1 - len(row)) for row in rows]
-        kept = sorted(set(last))
+        with self._lock:
+            try:
+                return self._chances(conversations)
+            except torch.OutOfMemoryError:
+                self._chunk_tokens = max(1, self._chunk_tokens // 2)
+                log.warning("the GPU's memory is full; going on with %d tokens at once", self._chunk_tokens)
+            torch.cuda.empty_cache()
+            return self._chances(conversations)
+
+    def _chances(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
+        import torch
+
+        places, chances = [], []
         with torch.inference_mode():
-            device = self.model.device
-            positions = torch.tensor(kept, device=device)
-            ids = torch.tensor(padded, device=device)
-            logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
-            own = logits[range(len(rows)), [kept.index(place) for place in last]]
-            chances = own[:, list(self._branch)].float().softmax(-1)[:, 0].tolist()
-        return chances
+            for begun, chunk in self._chunks(self._render(conversations)):
+                places += [place for place, _ in chunk]
+                chances.append(self._pass([row for _, row in chunk], begun=begun))  # a GPU is not waited for here
+            found = torch.cat(chances).tolist()
+        return [chance for _, chance in sorted(zip(places, found, strict=True))]
+
+    def _render(self, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
+        return self.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
+
+    def _encode(self, prompts: list[str]) -> list[list[int]]:
+        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+
+    def _chunks(self, prompts: list[str]) -> Iterator[tuple[bool, list[tuple[int, list[int]]]]]:
+        """Cut a batch into chunks, the longest prompts first: whether they go behind the memory, (place, tokens)."""
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
+        for start in range(0, len(order), _BLOCK):
+            block = order[start : start + _BLOCK]
+            groups: dict[bool, list[tuple[int, list[int]]]] = {True: [], False: []}
+            for place, row in zip(block, self._encode([prompts[place] for place in block]), strict=True):
+                begun = bool(self._shared) and row[: len(self._shared)] == self._shared
+                groups[begun].append((place, (row[len(self._shared) :] if begun else row) + self._beginning))
+            for begun, group in groups.items():
+                group.sort(key=lambda item: len(item[1]), reverse=True)
+                tokens = len(group) * len(group[0][1]) if group else 0
+                pieces = min(len(group), math.ceil(tokens / self._chunk_tokens))
+                for i in range(pieces):
+                    yield begun, sorted(group[len(group) * i // pieces : len(group) * (i + 1) // pieces])
+
+    def _pass(self, rows: list[list[int]], *, begun: bool) -> Any:
+        """Probability of ``yes`` against ``no`` behind each row, (rows,)."""
+        import torch
+
+        # Attention is causal: padding on the right reaches no token before it, so the batch needs no mask.
+        width = max(map(len, rows))
+        padded = [row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
+        ids = torch.tensor(padded, device=self.model.device)
+        ends = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
+
+        def keep_ends(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (inputs[0].take_along_dim(ends[:, None, None], 1),)
+
+        memory = None
+        if begun:
+            memory = copy.deepcopy(self._memory)  # the model adds to what it is given
+            memory.batch_repeat_interleave(len(rows))
+        hook = self._head.register_forward_pre_hook(keep_ends)  # logits of all places would fill the memory
+        try:
+            logits = self.model(input_ids=ids, past_key_values=memory, use_cache=begun).logits[:, 0]
+        finally:
+            hook.remove()
+        return torch.stack([logits[:, token] for token in self._branch], -1).float().softmax(-1)[:, 0]

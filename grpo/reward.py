@@ -66,6 +66,17 @@ def tsc_scale(advantages: Iterable[float | None]) -> float:
     return median_low(sizes) if sizes else 1.0
 
 
+def draw_weights(advantages: Iterable[float], scale: float, share: float) -> list[float]:
+    """How many times more often than the average each row is drawn.
+
+    A row is drawn with probability ``share`` in proportion to |tanh(advantage / scale)|, what the choice is worth
+    there, and else like any other: none is drawn less than ``1 - share`` times as often as the average.
+    """
+    worth = [abs(math.tanh(advantage / scale)) for advantage in advantages]
+    mean = fmean(worth) or 1.0
+    return [1 - share + share * one / mean for one in worth]
+
+
 def outcomes_to_text(outcomes: Outcomes | None) -> str | None:
     """Outcomes as the JSON text that travels in a dataset column (``datasets`` would merge the keys of dicts)."""
     return None if outcomes is None else json.dumps({action: asdict(value) for action, value in outcomes.items()})

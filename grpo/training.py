@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grpo.agreement import by_main, leave, main_first, together
@@ -30,7 +31,7 @@ from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write
 from grpo.model_folder import prompt_form_of, resolve_model
 from grpo.ranks import is_main, layout
 from grpo.records import dataset_files
-from grpo.reward import Rewards
+from grpo.reward import Rewards, draw_weights
 from grpo.settings import parse_config
 from grpo.training_data import load_grpo_dataset, split_rows, usable_rows
 
@@ -107,7 +108,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
     resume = by_main(lambda: _claim(config, folder, inputs=_digest(source, config.dataset_path)))
     arguments.eval_on_start = len(held_out) > 0 and resume is None
-    trainer = build_trainer(loaded, rewards, arguments, train, held_out, exact=config.estimator == "exact")
+    trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     train_from(trainer, resume, folder)
 
     state = trainer.state
@@ -155,6 +156,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
 
     from grpo.model import choose_optimizer, precision_arguments
 
+    sampled = config.estimator == "sampled"
     return GRPOConfig(
         output_dir=str(Path(config.output_dir) / "checkpoints"),
         learning_rate=config.learning_rate,
@@ -162,7 +164,8 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=16,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_generations=config.group_size,
+        num_generations=config.num_generations if sampled else 2,
+        steps_per_generation=None if sampled else 2,  # exact groups are not generated: two that TRL lets through
         num_generations_eval=1,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -176,7 +179,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         warmup_steps=config.warmup_steps,
         optim=choose_optimizer(config.optim),
         disable_dropout=True,
-        gradient_checkpointing=hasattr(loaded.model, "peft_config"),  # adapters mean that the model is large
+        gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         save_steps=config.save_steps,
@@ -195,20 +198,23 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
 
 
 def build_trainer(
+    config: GRPOTrainingConfig,
     loaded: LoadedModel,
     rewards: Rewards,
     arguments: Any,
     train: datasets.Dataset,
     held_out: datasets.Dataset,
-    *,
-    exact: bool,
 ) -> Any:
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
-    from grpo.grpo_trainer import ExactGroupTrainer, ReferenceCheck, ResumableGRPOTrainer
+    from grpo.exact_trainer import ExactGroupTrainer
+    from grpo.grpo_trainer import ReferenceCheck, ResumableGRPOTrainer
     from grpo.progress import LogLines, quiet, say
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    trainer = (ExactGroupTrainer if exact else ResumableGRPOTrainer)(
+    make = partial(ExactGroupTrainer, rewards=rewards) if config.estimator == "exact" else ResumableGRPOTrainer
+    share = config.draw_by_advantage
+    trainer = make(
+        draws=draw_weights(train["advantage"], rewards.scale, share) if share else None,
         model=loaded.model,
         reward_funcs=rewards.functions,
         args=arguments,

@@ -49,7 +49,8 @@ def test_hub_ids_are_left_as_they_are(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["model/sft_model", "./x/y", "~/no_such/model", "/no/such/model", "one", "a/b/c", "mine/new", "../m"]
+    "path",
+    ["model/sft_model", "export/new", "./x/y", "~/no_such/model", "/no/such/model", "one", "a/b/c", "mine/new", "../m"],
 )
 def test_an_absent_folder_names_the_command_that_makes_it(here: Path, path: str) -> None:
     (here / "mine").mkdir()  # so that mine/new can only be a folder

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_observation
 
 from grpo.baselines import RULE_POLICIES, make_rule_policy
@@ -19,6 +20,7 @@ from grpo.model_folder import SHIPPED, write_card
 from grpo.policy import TorchScorer, make_policy, torch_policy
 from grpo.prompt_builder import DEFAULT_FIELDS, PromptForm, ask, parse_answer
 from grpo.records import Decision, Observation
+from grpo.small_model import CHAT_TEMPLATE
 from grpo.synthetic_states import draw_states
 
 
@@ -97,17 +99,145 @@ def test_only_the_observations_without_finite_logits_fall_back(
 ) -> None:
     class Spoiled:
         device = "cpu"
+        calls = 0
 
         def __call__(self, **arguments: Any) -> Any:
+            Spoiled.calls += 1
             output = scorer.model(**arguments)
             output.logits[0] = float("nan")
             return output
 
     spoiled = around(scorer, Spoiled())
-    decisions = spoiled.decide(states)
-    assert decisions[0] == make_rule_policy(FALLBACK, seed=0).decide(states[:1])[0]
-    assert decisions[1:] == policy.decide(states)[1:]
-    assert spoiled.fallbacks == 1
+    decisions, undisturbed = spoiled.decide(states), policy.decide(states)
+    fallen = [place for place, decision in enumerate(decisions) if decision.confidence is None]
+    assert len(fallen) == spoiled.fallbacks == Spoiled.calls < len(states)
+    for place in range(len(states)):
+        rule = make_rule_policy(FALLBACK, seed=0).decide([states[place]])[0]
+        assert decisions[place] == (rule if place in fallen else undisturbed[place])
+
+
+# ---------------------------------------------------------------------- the shared beginning, chunks
+
+
+class Watched:
+    """A model that notes the shape of the tokens and of the logits of every call."""
+
+    device = "cpu"
+
+    def __init__(self, model: Any, room: float = float("inf")) -> None:
+        self.model, self.room = model, room
+        self.tokens: list[tuple[int, int]] = []
+        self.logits: list[tuple[int, ...]] = []
+
+    def __call__(self, **arguments: Any) -> Any:
+        self.tokens.append(tuple(arguments["input_ids"].shape))
+        if arguments["input_ids"].numel() > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        output = self.model(**arguments)
+        self.logits.append(tuple(output.logits.shape))
+        return output
+
+
+def watch(scorer: TorchScorer, room: float = float("inf")) -> Watched:
+    """Put a watched model in the place of the scorer's own."""
+    scorer.model = Watched(scorer.model, room)
+    return scorer.model
+
+
+@pytest.fixture(params=["pretrained", "random"])
+def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Model and tokenizer whose answers differ from prompt to prompt: taught, or random with a long instruction."""
+    if request.param == "pretrained":
+        monkeypatch.setattr("grpo.policy._WORTH_KEEPING", 1)  # its instruction is one token
+        return load_for_inference("pretrained", "cpu")
+    model, tokenizer = load_for_inference(str(random_model), "cpu")
+    for name, weights in model.named_parameters():
+        if "norm" not in name:
+            weights.mul_(10)  # as they are drawn, every prompt gets the same answer
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return model, tokenizer
+
+
+def bare(parts: tuple[Any, Any], scorer: TorchScorer, conversation: list[dict[str, str]]) -> float:
+    """The probability by the plainest way: one whole prompt at a time, all logits."""
+    model, tokenizer = parts
+    prompt = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + scorer._beginning
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+    return float(logits[list(scorer._branch)].softmax(-1)[0])
+
+
+def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: list[Observation]) -> None:
+    asked = [ask(state) for state in states]
+    shared, whole = TorchScorer(*parts), TorchScorer(*parts, share_beginning=False)
+    expected = [bare(parts, shared, conversation) for conversation in asked]
+    assert max(expected) - min(expected) > 0.05
+    assert whole(asked) == pytest.approx(expected, abs=1e-5)
+    for _ in range(2):
+        assert shared(asked) == pytest.approx(expected, abs=1e-5)  # and the first call left nothing behind
+    assert shared(asked[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
+    short, long = watch(shared), watch(whole)
+    shared(asked[:1]), whole(asked[:1])
+    assert len(shared._shared) > 3
+    assert short.tokens == [(1, long.tokens[0][1] - len(shared._shared))]
+
+
+def test_what_is_kept_of_the_beginning_is_not_written_to(parts: tuple[Any, Any], states: list[Observation]) -> None:
+    scorer = TorchScorer(*parts)
+    before = [(keys.clone(), values.clone()) for keys, values, *_ in scorer._memory]
+    scorer([ask(state) for state in states])
+    for (keys, values), (kept_keys, kept_values, *_) in zip(before, scorer._memory, strict=True):
+        assert keys.shape[-2] == len(scorer._shared)
+        assert torch.equal(keys, kept_keys) and torch.equal(values, kept_values)
+
+
+def test_chunks_change_no_number(
+    parts: tuple[Any, Any], states: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [ask(state) for state in states]
+    one, alone, some = (TorchScorer(*parts, chunk_tokens=tokens) for tokens in (10**6, 1, 900))
+    expected = one(asked)
+    assert alone(asked) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr("grpo.policy._BLOCK", 10)
+    watched = watch(some)
+    assert some(asked) == pytest.approx(expected, abs=1e-5)
+    assert sum(rows for rows, _ in watched.tokens) == len(asked)
+    assert 3 < len(watched.tokens) < len(asked)
+    widths = [width for _, width in watched.tokens]
+    assert all(rows == 1 or (rows - 1) * width <= 900 for rows, width in watched.tokens)
+    assert widths == sorted(widths, reverse=True)
+    assert [places for _, places, _ in watched.logits] == [1] * len(widths)  # those at the branch alone
+
+
+def test_a_prompt_that_begins_otherwise_is_scored_whole(parts: tuple[Any, Any], states: list[Observation]) -> None:
+    asked = [ask(state) for state in states[:6]]
+    asked[1] = ask(states[1], PromptForm("zh"))
+    asked[4] = [{"role": "user", "content": "Keep the green?"}]
+    scorer = TorchScorer(*parts)
+    expected = [bare(parts, scorer, conversation) for conversation in asked]
+    watched = watch(scorer)
+    assert scorer(asked) == pytest.approx(expected, abs=1e-5)
+    assert sum(rows for rows, _ in watched.tokens) == len(asked)
+    lost = TorchScorer(*parts, PromptForm("zh"))  # none begins as it expects
+    assert lost(asked) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_full_memory_halves_the_chunks_and_goes_on(
+    scorer: TorchScorer, states: list[Observation], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = scorer.model, scorer.tokenizer
+    asked = [ask(state) for state in states]
+    tight = TorchScorer(*parts, chunk_tokens=1000)
+    watched = watch(tight, room=600)
+    assert tight(asked) == pytest.approx(scorer(asked), abs=1e-5)
+    assert tight(asked) == pytest.approx(scorer(asked), abs=1e-5)
+    assert sum(rows * width > 600 for rows, width in watched.tokens) == 1
+    assert [record.message for record in caplog.records] == [
+        "the GPU's memory is full; going on with 500 tokens at once"
+    ]
+    hopeless = LanguageModelPolicy(TorchScorer(*parts), PromptForm())
+    watch(hopeless._scorer, room=0)  # type: ignore[arg-type]
+    assert hopeless.decide(states) == make_rule_policy(FALLBACK, seed=0).decide(states)
 
 
 def test_a_model_is_asked_in_the_form_that_it_was_taught(tmp_path: Path, states: list[Observation]) -> None:

@@ -1,0 +1,172 @@
+"""GRPO without sampling: both answers of a prompt are scored in one forward pass and weighted by their probabilities.
+
+What this estimates, and when it is what sampled groups give in expectation: ``docs/exact_grpo.md``.
+Imports trl: only ``training.py`` imports this module, after the backend is chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any
+from zlib import crc32
+
+import torch
+from trl.models.utils import disable_gradient_checkpointing
+
+from .grpo_trainer import ResumableGRPOTrainer
+from .language_policy import answer_branch, answer_tokens
+from .prompt_builder import build_messages
+from .reward import Rewards, outcomes_from_text, tsc_reward
+
+_WORTH_SHARING = 32
+"""Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
+
+
+class ExactGroupTrainer(ResumableGRPOTrainer):
+    """GRPO on the exact expectation over the two answers; an answer that is neither is worth ``format_invalid``.
+
+    A row of a batch is one prompt followed by one spelled answer. At the token where the answers part both are read
+    off; before it they are the same tokens. Behind it stands the ending of one of them, of either in turn, epoch by
+    epoch; the ending of the other is taken to be as likely. Held-out rows are answered by generation, as in TRL.
+    """
+
+    def __init__(self, *args: Any, rewards: Rewards, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Nothing is generated: a batch is what one forward pass takes, and each of its rows is another prompt.
+        self.args.steps_per_generation = self.num_generations = 1
+        self.args.generation_batch_size = (
+            self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        )
+        self._rewards = rewards
+        prompt = self._texts([build_messages("{}")])[0]
+        self._answers = answer_tokens(self._encode, prompt, self.processing_class.eos_token)
+        beginning, branch = answer_branch(self._encode, prompt)
+        self._parting, self._branch = len(beginning), list(branch)
+        # Checkpointing keeps no keys and values; sharded and Unsloth's models have forward passes of their own.
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        whole = self.args.gradient_checkpointing or sharded or "unsloth" in sys.modules
+        self._shared: list[int] = [] if whole else self._shared_beginning()
+
+    def _texts(self, conversations: list[Any]) -> list[str]:
+        template = self.processing_class.apply_chat_template
+        return template(conversations, add_generation_prompt=True, tokenize=False)  # type: ignore[no-any-return]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.processing_class(text, add_special_tokens=False)["input_ids"])
+
+    def _shared_beginning(self) -> list[int]:
+        """The tokens that every training prompt begins with: the instruction, which a forward pass reads once."""
+        texts = self._texts(list(self.train_dataset["prompt"]))
+        rows = self.processing_class(texts, add_special_tokens=False)["input_ids"]
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+        shared = [token for token, *_ in alike]
+        return shared if len(shared) >= _WORTH_SHARING else []
+
+    def _prepare_inputs(self, rows: Any) -> dict[str, Any]:
+        """Tensors of a batch of dataset rows; ids are padded on the right, which causal attention never sees."""
+        if not self.model.training:
+            return super()._prepare_inputs(rows)  # type: ignore[no-any-return]
+        texts = self._texts([row["prompt"] for row in rows])
+        prompts = self.processing_class(texts, add_special_tokens=False)["input_ids"]
+        turn = int(self.state.epoch or 0)
+        answers = [self._answers[(crc32(row["id"].encode()) + turn) % 2] for row in rows]
+        ids = [prompt + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True)]
+        width, longest = max(map(len, ids)), max(map(len, answers))
+        pad = self.processing_class.pad_token_id
+        known = [outcomes_from_text(row["outcomes"]) for row in rows]
+        traffic = [tsc_reward("yes", one, self._rewards.cost_weights, self._rewards.scale) or 0.0 for one in known]
+        self.state.num_input_tokens_seen += sum(map(len, ids)) * self.accelerator.num_processes
+        batch = {
+            "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
+            "places": torch.tensor([[len(prompt) - 1] for prompt in prompts]) + torch.arange(longest),
+            "answer": torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers]),
+            "mask": torch.tensor([[1.0] * len(answer) + [0.0] * (longest - len(answer)) for answer in answers]),
+            "traffic": torch.tensor(traffic),
+            "importance": self._importance(rows),
+        }
+        batch["places"].clamp_(max=width - 1)
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of one forward pass; its gradient is that of sampled groups without end, token by token."""
+        if "traffic" not in inputs:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        rewards, mask, traffic = self._rewards, inputs["mask"], inputs["traffic"]
+        logps = self._logps(model, inputs)
+        own = logps.gather(-1, inputs["answer"][..., None])[..., 0] * mask
+        spelling = (own.sum(1) - own[:, self._parting]).exp()  # all tokens but the one that decides
+        yes, no = (spelling[:, None] * logps[:, self._parting, self._branch].exp()).unbind(1)
+        invalid = rewards.format_weight * rewards.invalid
+        valid = rewards.format_weight * rewards.strict - invalid
+        expected = invalid + (yes + no) * valid + (yes - no) * rewards.tsc_weight * traffic
+        loss = -(inputs["importance"] * expected).mean() / mask.sum(1).mean()  # TRL's loss is one of tokens
+        kl = expected.new_zeros(())
+        if self.beta:
+            # KL(policy || reference) of each token, which TRL estimates from the sampled ones
+            tokens = (logps.exp() * (logps - self._reference_logps(model, inputs))).sum(-1)
+            kl = (tokens * mask).sum() / mask.sum()
+            loss = loss + self.beta * kl
+        self._count(expected, yes, no, kl)
+        self._count_traffic(yes, no, traffic)
+        return loss / self.current_gradient_accumulation_steps
+
+    def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities of every token at each place of the answer: rows x places x vocabulary."""
+        ids, places, memory = inputs["input_ids"], inputs["places"], None
+        if read := len(self._shared):
+            beginning = ids[:1, :read]
+            memory = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
+            memory.batch_repeat_interleave(len(ids))
+            ids, places = ids[:, read:], places - read
+        with _logits_at(self.accelerator.unwrap_model(model), places):
+            logits = model(input_ids=ids, past_key_values=memory, use_cache=memory is not None).logits
+        return (logits.float() / self.temperature).log_softmax(-1)
+
+    @torch.no_grad()
+    def _reference_logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The same of the model that training started from: TRL's copy, or the model without its adapters."""
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if self.ref_model is not None:
+                return self._logps(self.ref_model, inputs)
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                return self._logps(model, inputs)
+
+    def _count(self, expected: torch.Tensor, yes: torch.Tensor, no: torch.Tensor, kl: torch.Tensor) -> None:
+        """Log the policy's own means under the names that sampled groups have."""
+        rewards, valid = self._rewards, yes + no
+        form = rewards.invalid + valid * (rewards.strict - rewards.invalid)
+        means = torch.stack([expected.detach().mean(), valid.detach().mean(), form.detach().mean(), kl.detach()])
+        names = ("reward", "format_rate", "rewards/format_reward/mean", "kl")
+        values = self.accelerator.gather(means[None]).mean(0).tolist()
+        for name, value in zip(names, values, strict=True):
+            if name != "kl" or self.beta:
+                self._metrics["train"][name].append(value)
+
+    @torch.no_grad()
+    def _count_traffic(self, yes: torch.Tensor, no: torch.Tensor, traffic: torch.Tensor) -> None:
+        right = torch.where(traffic > 0, yes, no) / (yes + no)
+        matters = traffic != 0
+        sums = torch.stack([(right * matters).sum(), matters.sum(), ((yes - no) * traffic).sum()])
+        rows = len(traffic) * self.accelerator.num_processes
+        agree, scorable, worth = self.accelerator.gather(sums[None].float()).sum(0).tolist()
+        self._metrics["train"]["rewards/tsc_reward/mean"].append(worth / rows)
+        self._metrics["train"]["frac_reward_zero_std"].append(1 - scorable / rows)
+        if scorable:
+            self._metrics["train"]["agreement"].append(agree / scorable)
+
+
+@contextlib.contextmanager
+def _logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
+    """Have ``model`` compute the logits of ``places`` (rows x places) alone: a vocabulary is wide, an answer short."""
+
+    def pick(_: Any, hidden: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (hidden[0].gather(1, places[..., None].expand(-1, -1, hidden[0].shape[-1])),)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,282 @@
+"""Stage: export a trained model for others to run, and let it through only if it decides as the model itself does.
+
+``merged_16bit`` is a model folder for transformers and what builds on it, ``adapter`` the LoRA adapter alone for its
+base, ``gguf`` one file for llama.cpp. The export is loaded again the way its user would, and asked for its decision on
+recorded (or random) states; the folder is finished only where no decision differs. The numbers are stored in 16 bits;
+both sides compute in fp32, so what is compared is what was stored.
+
+    grpo export --model model/grpo_model --format merged_16bit --output export/controller
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from .checkpoints import disk_errors
+from .config import ExportConfig
+from .errors import ConfigError, DataError, ModelError, UnreliableError
+from .files import claim_output, write_json, write_manifest, write_text
+from .gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
+from .model import load_for_inference, move_in, save_merged, save_tokenizer, storage_format
+from .model_card import EXAMPLE, GGUF_FILE, Card, lineage_of, model_card
+from .model_folder import ADAPTER, base_of, is_adapter, is_local, prompt_form_of, resolve_model
+from .policy import TorchScorer
+from .prompt_builder import ANSWERS, DEFAULT_FORM, PromptForm, ask
+from .records import Observation, dataset_files, observation_of, read_rows
+from .settings import parse_config
+
+COIN_MARGIN = 0.005
+"""So near to 0.5 the probability of ``yes`` may fall to the other side by rounding: fp16 moved the shipped model's by
+0.002 at most. Such decisions are counted on their own."""
+
+_DATASET = "data/grpo_datasets"
+_BATCH = 16
+
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the gate found."""
+
+    states: int
+    differing: int
+    """Decisions that differ and should not."""
+    differing_near_coin: int
+    """Decisions that differ where the model itself is within ``COIN_MARGIN`` of a coin."""
+    largest_difference: float | None
+    """Of the probability of ``yes``; ``None`` where the export's is not a number somewhere."""
+    prompts_read_differently: int
+    """Prompts that the export's tokenizer splits into other tokens; their decisions are compared all the same."""
+    coin_margin: float = COIN_MARGIN
+
+
+def compare(source: Sequence[float], exported: Sequence[float], *, prompts_read_differently: int = 0) -> Comparison:
+    """Compare decisions by their probabilities of ``yes``; an exported one that is no number differs."""
+    differing = near = 0
+    for one, other in zip(source, exported, strict=True):
+        if not math.isfinite(other):
+            differing += 1
+        elif (one >= 0.5) != (other >= 0.5):
+            coin = abs(one - 0.5) < COIN_MARGIN
+            near, differing = near + coin, differing + (not coin)
+    largest = max(abs(one - other) for one, other in zip(source, exported, strict=True))
+    finite = all(map(math.isfinite, exported))
+    return Comparison(len(source), differing, near, round(largest, 6) if finite else None, prompts_read_differently)
+
+
+def export(config: ExportConfig) -> Path:
+    """Write, check and finish the export; returns its folder.
+
+    Raises :class:`ModelError` where the model has no such export, :class:`DataError`, :class:`OutputError`, and
+    :class:`UnreliableError` where the export decides otherwise than the model. All that can be refused is refused
+    before the output folder is touched.
+    """
+    source = resolve_model(config.model)
+    folder = Path(config.output)
+    if folder.resolve() == Path(source).resolve():
+        raise ConfigError([f"output: {folder} is also the model; give the export another folder"])
+    taught = prompt_form_of(source)
+    form = taught or DEFAULT_FORM
+    adapter = adapter_of(source) if config.format == "adapter" else None
+    states, origin = _states(config)
+    conversations = [ask(state, form) for state in states]
+    model, tokenizer = load_for_inference(source, "cpu")
+    vocabulary = _vocabulary(model, tokenizer, source) if config.format == "gguf" else None
+    _say(f"export: asking {config.model} for its decisions on {len(states)} states ({origin})")
+    before = _probabilities(model, tokenizer, conversations)
+    if not all(map(math.isfinite, before)):
+        raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
+    claim_output(folder, config.to_dict(), if_finished=config.if_finished)
+    part = folder / "export.part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with disk_errors(folder):
+            weights = _write(model, tokenizer, part, adapter, vocabulary, taught, name=folder.name)
+        size = f"{model.config.model_type}, {model.num_parameters():,} parameters"
+        del model  # a large one leaves no room for the second
+        gate = {**asdict(_check(config, part, tokenizer, conversations, before)), "states_from": origin}
+        write_json(part / EXAMPLE, _example(conversations[0], before[0]))
+        card = Card(
+            name=folder.name,
+            format=config.format,
+            model=config.model,
+            size=size,
+            weights=weights,
+            base=None if adapter is None else base_of(adapter),
+            lineage=lineage_of(source),
+            form=form,
+            form_known=taught is not None,
+            gate=gate,
+        )
+        write_text(part / "README.md", model_card(card))
+        with disk_errors(folder):
+            move_in(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    write_manifest(folder, config.STAGE, config.to_dict(), weights=weights, gate=gate)
+    return folder
+
+
+def adapter_of(source: str) -> str:
+    """The adapter's folder of a resolved model; raises :class:`ModelError` where there is none to be had."""
+    instead = "export merged_16bit or gguf"
+    for folder in (source, str(Path(source) / ADAPTER)):
+        if is_adapter(folder):
+            base = base_of(folder)
+            if is_adapter(base):
+                raise ModelError(f"{folder}: lies on {base}, which is an adapter and no model; {instead}")
+            return folder
+    if not is_local(source):
+        raise ModelError(f"{source}: is a model of the hub and no adapter; {instead}")
+    started = next(iter(lineage_of(source)), None)
+    if started is not None and started.started_from_adapter:
+        raise ModelError(
+            f"{source}: its training started from the adapter {started.started_from}, which was merged first, so there "
+            f"is no saved model that the new adapter lies on; {instead}"
+        )
+    raise ModelError(
+        f"{source}: holds no {ADAPTER}/, as a model that was trained in full or by an earlier version; {instead}"
+    )
+
+
+def _states(config: ExportConfig) -> tuple[list[Observation], str]:
+    """The states on which the two are compared, and where they come from; raises :class:`DataError`."""
+    path = config.states
+    if path == "auto":
+        path = _DATASET if Path(_DATASET).is_dir() else "random"
+    if path == "random":
+        import numpy as np
+
+        from .synthetic_states import draw_states
+
+        return draw_states(np.random.default_rng(config.seed), config.rows), f"random, seed {config.seed}"
+    states = [observation_of(row) for file in dataset_files(path) for row in read_rows(file)]
+    if not states:
+        raise DataError(f"{path}: holds no rows; generate more with `grpo generate`, or give --states random")
+    return Random(config.seed).sample(states, min(config.rows, len(states))), path
+
+
+# Writing
+
+
+def _vocabulary(model: Any, tokenizer: Any, source: str) -> Vocabulary:
+    check_architecture(model.config, source)
+    return vocabulary_of(tokenizer, model.config.vocab_size, source)
+
+
+def _write(
+    model: Any,
+    tokenizer: Any,
+    part: Path,
+    adapter: str | None,
+    vocabulary: Vocabulary | None,
+    form: PromptForm | None,
+    *,
+    name: str,
+) -> str:
+    """Write the export into ``part``; returns how its numbers are stored."""
+    if adapter is not None:
+        part.mkdir()
+        for file in Path(adapter).glob("adapter_*"):
+            shutil.copyfile(file, part / file.name)
+        save_tokenizer(tokenizer, part, form)
+        return "as trained"
+    model.to(storage_format(model))
+    if vocabulary is None:
+        save_merged(model, tokenizer, part, form=form)
+    else:
+        part.mkdir()
+        save_tokenizer(tokenizer, part, form)
+        write_gguf(model, vocabulary, part / GGUF_FILE, name=name, form=form or DEFAULT_FORM)
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _example(conversation: Conversation, extend: float) -> dict[str, Any]:
+    """One state as the model is asked about it, and its answer: what a user can compare a first call with."""
+    return {
+        "messages": conversation,
+        "answer": ANSWERS["yes" if extend >= 0.5 else "no"],
+        "probability_of_yes": round(extend, 4),
+    }
+
+
+# The gate
+
+
+def _check(
+    config: ExportConfig, part: Path, tokenizer: Any, conversations: Sequence[Conversation], before: Sequence[float]
+) -> Comparison:
+    """Compare the export in ``part`` with the model's probabilities; raises :class:`UnreliableError`."""
+    exported, its_tokenizer = _load(part, config.format)
+    found = compare(
+        before,
+        _probabilities(exported, its_tokenizer, conversations),
+        prompts_read_differently=_read_differently(tokenizer, its_tokenizer, conversations),
+    )
+    _say(
+        f"export: {found.states} decisions compared: {found.differing} differ, and {found.differing_near_coin} where "
+        f"the model is within {COIN_MARGIN} of a coin; probability of yes moved by at most {found.largest_difference}"
+    )
+    if found.differing > config.max_differing:
+        raise UnreliableError(
+            f"{config.output}: the exported model decides otherwise than {config.model} on {found.differing} of "
+            f"{found.states} states, max_differing is {config.max_differing}; nothing was exported: give another "
+            "format, or export the model again"
+        )
+    return found
+
+
+def _load(part: Path, form: str) -> tuple[Any, Any]:
+    """The written export as its user loads it: with transformers, with PEFT on its base, or from the GGUF file."""
+    if form != "gguf":
+        return load_for_inference(str(part), "cpu")
+    return load_gguf(part / GGUF_FILE), FileTokenizer(part / GGUF_FILE)
+
+
+def _probabilities(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -> list[float]:
+    """Probability of ``yes`` for each, in fp32, on a GPU where there is one; the model comes back to the CPU."""
+    import torch
+
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = TorchScorer(model, tokenizer)
+    batches = [conversations[start : start + _BATCH] for start in range(0, len(conversations), _BATCH)]
+    chances = [chance for batch in batches for chance in scorer(batch)]
+    model.to("cpu")
+    return chances
+
+
+def _read_differently(tokenizer: Any, other: Any, conversations: Sequence[Conversation]) -> int:
+    """Prompts that the two tokenizers split into different tokens."""
+
+    def ids(of: Any) -> list[list[int]]:
+        texts = of.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
+        return of(texts, add_special_tokens=False)["input_ids"]
+
+    return sum(one != two for one, two in zip(ids(tokenizer), ids(other), strict=True))
+
+
+# Command line
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the stage; prints the folder of the export."""
+    print(export(parse_config(ExportConfig, argv, description="Export a trained model, checked against itself.")))
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.console import guarded
+
+    sys.exit(guarded(main))
