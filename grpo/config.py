@@ -331,8 +331,8 @@ class GRPOTrainingConfig(StageConfig):
     batch_size: int = Field(
         default=2,
         ge=1,
-        description="completions of one forward pass of each process; a step has batch_size x "
-        "gradient_accumulation_steps x processes of them",
+        description="sequences of one forward pass of each process: prompts with exact groups, else sampled answers; "
+        "a step has batch_size x gradient_accumulation_steps x processes of them",
     )
     gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
     gradient_checkpointing: bool = Field(
@@ -341,12 +341,12 @@ class GRPOTrainingConfig(StageConfig):
         "more time",
     )
     num_generations: int = Field(
-        default=4, ge=2, description="completions sampled for each prompt: the size of a group"
+        default=4, ge=2, description="answers sampled for each prompt: the size of a group (`estimator: sampled`)"
     )
     estimator: Literal["sampled", "exact"] = Field(
-        default="sampled",
-        description="`sampled` groups as in TRL; `exact`: both answers of each prompt, weighted by their "
-        "probabilities, whatever num_generations says",
+        default="exact",
+        description="`exact`: both answers of each prompt, weighted by their probabilities, nothing is generated; "
+        "`sampled`: groups of num_generations answers, as TRL has them",
     )
     draw_by_advantage: float = Field(
         default=0.0,
@@ -355,7 +355,9 @@ class GRPOTrainingConfig(StageConfig):
         description="share of the draws that go to rows in proportion to what the choice is worth there; such a row "
         "counts for less in turn, so that the gradient is the same on average, with less noise",
     )
-    temperature: float = Field(default=0.9, gt=0, le=10, description="sampling temperature")
+    temperature: float = Field(
+        default=0.9, gt=0, le=10, description="the policy that is trained is the model's at this temperature"
+    )
     kl_coeff: float = Field(
         default=0.1, ge=0, description="weight of the KL term to the SFT model (TRL's beta); 0 drops it"
     )
@@ -363,6 +365,16 @@ class GRPOTrainingConfig(StageConfig):
     top_p: float = Field(default=0.9, gt=0, le=1, description="nucleus sampling: share of the probability mass kept")
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="sampling penalty for tokens already seen; 1 is none"
+    )
+    use_vllm: bool = Field(default=False, description="sample answers with vLLM (`estimator: sampled`)")
+    vllm_mode: Literal["colocate", "server"] = Field(
+        default="colocate", description="vLLM on the GPUs that train, or in a server of its own (`trl vllm-serve`)"
+    )
+    vllm_server_base_url: str = Field(
+        default="http://localhost:8000", min_length=1, description="address of the vLLM server"
+    )
+    vllm_gpu_memory_utilization: float = Field(
+        default=0.3, gt=0, lt=1, description="share of a GPU's memory that vLLM takes where it is colocated"
     )
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the dataset")
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")

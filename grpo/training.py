@@ -21,6 +21,7 @@ import os
 import shutil
 import warnings
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from grpo.agreement import by_main, leave, main_first, together
@@ -157,6 +158,8 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
     from grpo.model import choose_optimizer, precision_arguments
 
     sampled = config.estimator == "sampled"
+    if sampled and config.use_vllm and find_spec("vllm") is None:
+        raise ConfigError(["use_vllm: the package vllm is not installed; install it, or set use_vllm to false"])
     return GRPOConfig(
         output_dir=str(Path(config.output_dir) / "checkpoints"),
         learning_rate=config.learning_rate,
@@ -170,6 +173,10 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         temperature=config.temperature,
         top_p=config.top_p,
         repetition_penalty=config.repetition_penalty,
+        use_vllm=sampled and config.use_vllm,
+        vllm_mode=config.vllm_mode,
+        vllm_server_base_url=config.vllm_server_base_url,
+        vllm_gpu_memory_utilization=config.vllm_gpu_memory_utilization,
         max_completion_length=config.max_new_tokens,
         beta=config.kl_coeff,
         scale_rewards="none",

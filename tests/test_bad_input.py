@@ -194,7 +194,7 @@ REFUSED = [
     ("train --config typo.yaml", "typo.yaml: unknown key 'learning_rte'; did you mean 'learning_rate'?"),
     ("train --config range.yaml", "range.yaml: top_p: got 1.5: ... less than or equal to 1"),
     ("train --config choice.yaml", "choice.yaml: backend: got 'fast': ... 'auto', 'unsloth' or 'transformers'"),
-    ("train --num-generations 3", "is not divisible by num_generations = 3"),
+    ("train --estimator sampled --num-generations 3", "is not divisible by num_generations = 3"),
     ("scenarios --train 0", "flag --train: train: got '0': ... greater than or equal to 1"),
     ("scenarios --trian 3", "flag --trian: unknown key 'trian'; did you mean 'train'?"),
     ("base-model --hidden-size 33", "hidden_size: got '33': ... multiple of 32"),

@@ -49,6 +49,9 @@ SPECIAL = {
 }
 """Other values of fields that a rule ties to another field, or to a list of names."""
 
+SAMPLED_THREE = "estimator: sampled\nnum_generations: 3\n"
+"""Groups that do not divide a batch."""
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 
 
@@ -244,8 +247,12 @@ def test_a_key_that_is_no_text_is_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cls", "values", "words"),
     [
-        (GRPOTrainingConfig, {"batch_size": 1, "gradient_accumulation_steps": 6}, "not divisible by num_generations"),
-        (GRPOTrainingConfig, {"num_generations": 3}, "8 is not divisible by num_generations = 3"),
+        (
+            GRPOTrainingConfig,
+            {"estimator": "sampled", "batch_size": 1, "gradient_accumulation_steps": 6},
+            "not divisible by num_generations",
+        ),
+        (GRPOTrainingConfig, {"estimator": "sampled", "num_generations": 3}, "8 is not divisible by num_generations"),
         (GRPOTrainingConfig, {"format_partial": 1.5}, "must fall in this order"),
         (GRPOTrainingConfig, {"format_invalid": -1.5}, "it must be below -1.5"),
         (GRPOTrainingConfig, {"tsc_weight": 5}, "as good as the worst valid one"),
@@ -282,7 +289,9 @@ def test_rules_between_fields_that_hold() -> None:
 
 def test_several_broken_rules_are_shown_together(tmp_path: Path) -> None:
     lines = problems(
-        text_file(tmp_path, "num_generations: 3\nformat_invalid: 0\nmax_steps: 0\ncost_weights: {x: 1}\n"),
+        text_file(
+            tmp_path, "estimator: sampled\nnum_generations: 3\nformat_invalid: 0\nmax_steps: 0\ncost_weights: {x: 1}\n"
+        ),
         GRPOTrainingConfig,
     )
     text = "\n".join(lines)
@@ -291,9 +300,12 @@ def test_several_broken_rules_are_shown_together(tmp_path: Path) -> None:
 
 
 def test_broken_rules_are_shown_beside_fields_out_of_range(tmp_path: Path) -> None:
-    lines = problems(text_file(tmp_path, "num_generations: 3\ntemperature: -1\nmax_steps: 0\n"), GRPOTrainingConfig)
+    lines = problems(
+        text_file(tmp_path, SAMPLED_THREE + "temperature: -1\nmax_steps: 0\n"),
+        GRPOTrainingConfig,
+    )
     assert len(lines) == 3
-    (line,) = problems(text_file(tmp_path, "num_generations: 3\nbatch_size: some\n"), GRPOTrainingConfig)
+    (line,) = problems(text_file(tmp_path, SAMPLED_THREE + "batch_size: some\n"), GRPOTrainingConfig)
     assert "batch_size: got 'some'" in line, "a rule is not judged where one of its fields is wrong"
 
 

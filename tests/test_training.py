@@ -48,6 +48,7 @@ def small(model: Path, data: Path, output: Path, **changes: Any) -> GRPOTraining
         "logging_steps": 1,
         "validation_rows": 0,
         "optim": "adamw_torch",
+        "estimator": "sampled",
     }
     return GRPOTrainingConfig(**(values | changes))
 
@@ -496,6 +497,23 @@ def test_rows_count_for_less_the_more_often_they_are_drawn(
     assert weights(train_grpo(resumed)) == whole
     plain = dataclasses.replace(config, output_dir=str(tmp_path / "plain"), draw_by_advantage=0.0)
     assert weights(train_grpo(plain)) != whole
+
+
+def test_vllm_passes_through(answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings reach TRL; without the package the run ends in one line."""
+    from grpo import training
+    from grpo.model import load_for_training
+
+    data = write_dataset(tmp_path / "data", tiny_rows(8))
+    url = "http://localhost:7000"
+    config = small(answering_model, data, tmp_path / "out", use_vllm=True, vllm_mode="server", vllm_server_base_url=url)
+    with pytest.raises(ConfigError, match="vllm is not installed"):
+        train_grpo(config)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(training, "find_spec", lambda name: object())
+    rewards = Rewards.from_config(config, [1.0])
+    arguments = training.trainer_arguments(config, load_for_training(config), rewards, held_out=False)
+    assert (arguments.use_vllm, arguments.vllm_mode, arguments.vllm_server_base_url) == (True, "server", url)
 
 
 # Forms of prompts
