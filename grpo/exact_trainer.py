@@ -62,7 +62,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         texts = self._texts(list(self.train_dataset["prompt"]))
         rows = self.processing_class(texts, add_special_tokens=False)["input_ids"]
         alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
-        shared = [token for token, *_ in alike]
+        shared = [token for token, *_ in alike][: min(map(len, rows)) - 1]  # a row keeps its last token, which answers
         return shared if len(shared) >= _WORTH_SHARING else []
 
     def _prepare_inputs(self, rows: Any) -> dict[str, Any]:

@@ -197,3 +197,12 @@ def test_what_prompts_share_is_read_once(config: GRPOTrainingConfig, monkeypatch
     assert [*read[0], read[1][1]] == [1, length, inputs["input_ids"].shape[1] - length]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     close(gradient(shares, ours), gradient(whole, theirs), within=1e-4)
+
+
+def test_rows_that_are_all_alike_share_all_but_their_last_token(config: GRPOTrainingConfig, tmp_path: Path) -> None:
+    row = tiny_rows(1)[0]
+    rows = [dataclasses.replace(row, id=str(number)) for number in range(PROMPTS)]
+    trainer, data, _ = make(dataclasses.replace(config, dataset_path=str(write_dataset(tmp_path / "alike", rows))))
+    inputs = trainer._prepare_inputs(list(data))
+    assert len(trainer._shared) == inputs["places"][0, 0]
+    assert torch.isfinite(trainer.compute_loss(trainer.model, inputs))
