@@ -207,7 +207,7 @@ def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: P
 
 
 def test_settings_count_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {"batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 4}
+    settings: dict[str, Any] = {"estimator": "sampled", "batch_size": 2, "gradient_accumulation_steps": 1}
     with pytest.raises(ValueError, match="2 x 1 = 2 is not divisible"):
         GRPOTrainingConfig(**settings)
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -31,6 +31,12 @@ FORM = PromptForm("zh", ("lanes", "queue", "wait"))
 LORA: dict[str, Any] = {"lora_rank": 4, "full_training_below": 0, "lora_target_modules": ["q_proj", "down_proj"]}
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no dataset of an earlier run lies about: the gate would take its states."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def lora_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a model as a LoRA training leaves it, the adapters far from zero."""

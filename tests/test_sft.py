@@ -168,7 +168,7 @@ def test_of_one_scenario_whole_traffic_seeds_are_held_out(tmp_path: Path, capsys
         splits[one["split"]].add(seeds[one["id"]])
     assert len(splits["validation"]) == 2 and splits["train"] == {11, 12, 13, 14} - splits["validation"]
     assert "one scenario: whole traffic seeds are held out" in capsys.readouterr().err
-    config = GRPOTrainingConfig(validation_fraction=0.5, batch_size=8, validation_rows=60)
+    config = GRPOTrainingConfig(validation_fraction=0.5, batch_size=2, validation_rows=60)
     train, held_out = split_rows(load_grpo_dataset(tmp_path / "rows"), config)
     assert {*held_out["seed"]} == splits["validation"] and {*train["seed"]} == splits["train"], "GRPO splits alike"
 
