@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ LORA: dict[str, Any] = {"lora_rank": 4, "full_training_below": 0, "lora_target_m
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path: Path) -> Iterator[None]:
     """Where no dataset of an earlier run lies about: the gate would take its states."""
-    monkeypatch.chdir(tmp_path)
+    with contextlib.chdir(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="module")
