@@ -60,9 +60,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         return time.perf_counter()
 
 
-def curve(config: GRPOTrainingConfig, *, evaluations: int) -> dict[str, list[float]]:
-    """Train; returns seconds of training and held-out reward at each evaluation, the first before training, and the
-    seconds of each step."""
+def timed_trainer(config: GRPOTrainingConfig, **arguments: Any) -> tuple[Any, Clock]:
+    """The trainer that ``grpo train`` builds, with other ``arguments`` and without checkpoints, and its clock."""
     from grpo.model import load_for_training
     from grpo.reward import Rewards
     from grpo.training import build_trainer, trainer_arguments
@@ -72,13 +71,19 @@ def curve(config: GRPOTrainingConfig, *, evaluations: int) -> dict[str, list[flo
     loaded = load_for_training(config)
     train, held_out = split_rows(usable_rows(rows, loaded, config), config)
     rewards = Rewards.from_config(config, train["advantage"])
-    arguments = trainer_arguments(config, loaded, rewards, held_out=True)
-    arguments.eval_on_start, arguments.eval_steps = True, config.max_steps // evaluations
-    arguments.save_strategy, arguments.load_best_model_at_end = "no", False
-    trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
-    trainer._save_checkpoint = lambda *_: None
-    clock = Clock()
+    built = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
+    for name, value in {**arguments, "save_strategy": "no", "load_best_model_at_end": False}.items():
+        setattr(built, name, value)
+    trainer, clock = build_trainer(config, loaded, rewards, built, train, held_out), Clock()
     trainer.add_callback(clock)
+    return trainer, clock
+
+
+def curve(config: GRPOTrainingConfig, *, evaluations: int) -> dict[str, list[float]]:
+    """Train; returns seconds of training and held-out reward at each evaluation, the first before training, and the
+    seconds of each step."""
+    trainer, clock = timed_trainer(config, eval_on_start=True, eval_steps=config.max_steps // evaluations)
+    trainer._save_checkpoint = lambda *_: None
     trainer.train()
     held = {entry["step"]: entry["eval_reward"] for entry in trainer.state.log_history if "eval_reward" in entry}
     return {"seconds": [sum(clock.steps[:step]) for step in held], "reward": list(held.values()), "step": clock.steps}

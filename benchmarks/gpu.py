@@ -1,4 +1,4 @@
-"""The whole way of a 0.5-billion-parameter model on a GPU, and what it costs: one command, one table.
+"""The whole way of a 0.5-billion-parameter model on a GPU, and what it costs, in one command.
 
     pip install -c constraints.txt -e '.[gpu]'
     python benchmarks/gpu.py --work /tmp/gpu --output benchmarks/results/gpu
@@ -12,8 +12,8 @@ chain    by Unsloth and by plain transformers: SFT by LoRA, GRPO by fresh LoRA o
          killed and resumed, and driving an unseen network; then what both backends decide with the same weights
 speed    seconds of a GRPO step and peak memory, sampled and exact groups, both backends, both prompt lengths
 
-A part that needs Unsloth leaves it out where there is none. What is there already is not made again. The results go to
-``OUTPUT/gpu.json`` and as tables to ``OUTPUT/gpu.md``; everything that the commands said is in ``WORK/log``.
+Where there is no Unsloth, plain transformers go alone. What is there already is not made again. The results go to
+``OUTPUT/gpu.json``; everything that the commands said is in ``WORK/log``, the rows of ``speed`` as they come.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -189,20 +190,21 @@ def step_compare(backend: str) -> Any:
 
     if backend == "unsloth":
         choose_backend("unsloth", f"{backend}/grpo")
+    from grpo.export import compare
     from grpo.model_folder import prompt_form_of
     from grpo.policy import TorchScorer, torch_policy
 
     states = draw_states(np.random.default_rng(7), STATES)
 
-    def chances(policy: LanguageModelPolicy) -> np.ndarray:
-        return np.concatenate([policy.probabilities(states[i : i + 50]) for i in range(0, STATES, 50)])
+    def chances(policy: LanguageModelPolicy) -> list[float]:
+        return policy.probabilities(states)
 
     plain = torch_policy(f"{backend}/grpo")
     ours = chances(plain)
     resumed, start = chances(torch_policy(f"{backend}/resumed")), chances(torch_policy(f"{backend}/sft"))
     found = {
-        "trained_from_start": _difference(ours, start),
-        "resumed_from_whole": _difference(ours, resumed),
+        "trained_from_start": asdict(compare(ours, start)),
+        "resumed_from_whole": asdict(compare(ours, resumed)),
         "tokens": len(plain._scorer.tokenizer),  # type: ignore[attr-defined]
     }
     if backend == "unsloth":
@@ -215,7 +217,7 @@ def step_compare(backend: str) -> Any:
         form = prompt_form_of(f"{backend}/grpo")
         assert form is not None
         by_unsloth = LanguageModelPolicy(TorchScorer(model, tokenizer), form)
-        found["unsloth_from_transformers"] = _difference(ours, chances(by_unsloth))
+        found["unsloth_from_transformers"] = asdict(compare(ours, chances(by_unsloth)))
         text = tokenizer.apply_chat_template(_conversation(), add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found["unsloth_tokenizer"] = {"tokens": len(tokenizer), "round_trip": tokenizer.decode(ids) == text}
@@ -231,39 +233,18 @@ def _conversation() -> list[dict[str, str]]:
     return ask(draw_states(np.random.default_rng(3), 1)[0])
 
 
-def _difference(one: Any, other: Any) -> dict[str, Any]:
-    import numpy as np
-
-    apart = np.abs(one - other)
-    differ = (one >= 0.5) != (other >= 0.5)
-    return {
-        "states": len(one),
-        "decisions_that_differ": int(differ.sum()),
-        "farthest_of_them_from_a_coin": round(float(np.abs(one - 0.5)[differ].max(initial=0)), 4),
-        "largest_difference": round(float(apart.max()), 5),
-        "mean_difference": round(float(apart.mean()), 6),
-    }
-
-
 def step_speed(backend: str, *prompts: str) -> Any:
     """Seconds of a GRPO step and peak memory by estimator, prompt length, prompts a step, and checkpointing.
 
     The weights are random, and sampled answers stop after as many tokens as a well-formed answer has.
     """
-    import dataclasses
-    import statistics
-
     from grpo.config import GRPOTrainingConfig
     from grpo.model import choose_backend
 
     choose_backend(backend, "raw-bpe")  # type: ignore[arg-type]
-    import torch
+    from transformers import AutoTokenizer
 
-    from grpo.model import load_for_training
     from grpo.prompt_builder import ANSWERS
-    from grpo.reward import Rewards
-    from grpo.training import trainer_arguments
-    from grpo.training_data import load_grpo_dataset, split_rows, usable_rows
 
     table = []
     for kind in reversed(TOKENIZERS):
@@ -273,61 +254,51 @@ def step_speed(backend: str, *prompts: str) -> Any:
             warmup_steps=0, logging_steps=1, full_training_below=0, save_steps=1000, learning_rate=1e-5,
             batch_size=8, estimator="exact",
         )  # fmt: skip
-        tokenizer = load_for_training(config).tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(config.model_path)
         answer = len(tokenizer(ANSWERS["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
         for count in map(int, prompts):
             for estimator, checkpointing in (("exact", False), ("sampled", True), ("exact", True), ("sampled", False)):
-                changed = dataclasses.replace(
+                changed = replace(
                     config, estimator=estimator, batch_size=count * (8 if estimator == "sampled" else 1),
                     gradient_checkpointing=checkpointing, max_new_tokens=answer,
                 )  # fmt: skip
-                loaded = load_for_training(changed)
-                data = load_grpo_dataset(config.dataset_path)
-                rows, _ = split_rows(usable_rows(data, loaded, changed), changed)
-                rewards = Rewards.from_config(changed, rows["advantage"])
-                arguments = trainer_arguments(changed, loaded, rewards, held_out=False)
-                arguments.save_strategy = "no"
-                lengths = loaded.tokenizer.apply_chat_template(list(rows["prompt"][:200]), return_dict=False)
-                gpu = torch.cuda.is_available()
-                if gpu:
-                    torch.cuda.reset_peak_memory_stats()
-                row: dict[str, Any] = {
+                row = {
                     "backend": backend, "estimator": estimator, "checkpointing": checkpointing, "prompts_a_step": count,
-                    "prompt_tokens_p50": int(statistics.median(map(len, lengths))), "answer_tokens": answer,
+                    "answer_tokens": answer, **_timed(changed),
                 }  # fmt: skip
-                try:
-                    row |= _timed(changed, loaded, rewards, arguments, rows)
-                except torch.OutOfMemoryError:
-                    row["out_of_memory"] = True
-                row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None
                 table.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
-                del loaded
-                if gpu:
-                    torch.cuda.empty_cache()
     return table
 
 
-def _timed(config: Any, loaded: Any, rewards: Any, arguments: Any, rows: Any) -> dict[str, Any]:
+def _timed(config: Any) -> dict[str, Any]:
     """Steps of training, the first two left out."""
     import statistics
 
-    from estimators import Clock
+    import torch
+    from estimators import timed_trainer
 
-    from grpo.training import build_trainer
-
-    trainer = build_trainer(config, loaded, rewards, arguments, rows, rows.select([]))
-    clock = Clock()
-    trainer.add_callback(clock)
-    trainer.train()
-    steps = clock.steps[2:]
-    return {
-        "step_seconds_p50": round(statistics.median(steps), 4),
-        "spread": [round(min(steps), 4), round(max(steps), 4)],
-        "steps": len(steps),
-        "kl_at_first_step": next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry),
-        "trainable": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
-    }
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trainer, clock = timed_trainer(config)
+    some = list(trainer.train_dataset["prompt"][:200])
+    lengths = trainer.processing_class.apply_chat_template(some, add_generation_prompt=True, return_dict=False)
+    found: dict[str, Any] = {"prompt_tokens_p50": int(statistics.median(map(len, lengths)))}
+    try:
+        trainer.train()
+        steps = clock.steps[2:]
+        found |= {
+            "step_seconds_p50": round(statistics.median(steps), 4),
+            "spread": [round(min(steps), 4), round(max(steps), 4)],
+            "steps": len(steps),
+            "kl_at_first_step": next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry),
+            "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        }
+    except torch.OutOfMemoryError:
+        found["out_of_memory"] = True
+    return found | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None}
 
 
 def main() -> None:

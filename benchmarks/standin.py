@@ -45,29 +45,15 @@ _BPE_SIZE = 16_000  # with the special tokens within the smallest vocabulary of 
 
 def standin_tokenizer(kind: Kind = "bpe") -> Any:
     """A ``Qwen2Tokenizer`` with the project's chat template: ``bpe`` (about Qwen's lengths) or ``project``."""
+    from grpo.tokenizer_builder import bare_tokenizer, build_tokenizer
+
     if kind == "project":
         from grpo.base_model import fact_words, forms_of
         from grpo.config import BaseModelConfig
-        from grpo.tokenizer_builder import build_tokenizer
 
         config = BaseModelConfig()
         return build_tokenizer(forms_of(config), fact_words(config.prompt_fields))
-    from transformers import AddedToken, Qwen2Tokenizer
-
-    from grpo.small_model import CHAT_TEMPLATE
-
-    vocab, merges = _learn_bpe()
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab,
-        merges=merges,
-        unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
-    return tokenizer
+    return bare_tokenizer(*_learn_bpe())
 
 
 def _learn_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:

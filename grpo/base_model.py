@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .config import BaseModelConfig
+from .console import say
 from .files import claim_output, write_manifest
 from .model import save_merged
 from .prompt_builder import ANSWERS, PromptForm, ask, build_prompt, parse_answer
@@ -186,7 +187,7 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
     """Both parts, each with its own warm-up and cosine; progress goes to stderr."""
     import torch
 
-    from .progress import clock, say
+    from .progress import clock
 
     device = model.device
     batches = Batches(tokenizer, config)

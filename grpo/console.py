@@ -41,6 +41,12 @@ def progress_bar(title: str, *, total: int, done: int = 0) -> Iterator[Callable[
     yield line
 
 
+def say(line: str) -> None:
+    """Write one line of log to stderr, once for all processes of a run."""
+    if is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a stage's ``main`` and turn the errors a user can cause into lines on stderr and an exit code."""
     only_main_speaks()

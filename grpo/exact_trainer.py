@@ -6,10 +6,7 @@ Imports trl: only ``training.py`` imports this module, after the backend is chos
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
-from itertools import takewhile
+from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
@@ -17,12 +14,10 @@ import torch
 from trl.models.utils import disable_gradient_checkpointing
 
 from .grpo_trainer import ResumableGRPOTrainer
-from .language_policy import answer_branch, answer_tokens
+from .language_policy import answer_branch, answer_tokens, shared_beginning
+from .model import logits_at
 from .prompt_builder import build_messages
 from .reward import Rewards, outcomes_from_text, tsc_reward
-
-_WORTH_SHARING = 32
-"""Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
 
 
 class ExactGroupTrainer(ResumableGRPOTrainer):
@@ -46,31 +41,25 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         beginning, branch = answer_branch(self._encode, prompt)
         self._parting, self._branch = len(beginning), list(branch)
         # Checkpointing keeps no keys and values; sharded and Unsloth's models have forward passes of their own.
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        whole = self.args.gradient_checkpointing or sharded or "unsloth" in sys.modules
-        self._shared: list[int] = [] if whole else self._shared_beginning()
+        whole = self.args.gradient_checkpointing or not self.plain_passes
+        # what every training prompt begins with, the instruction, is read once in a forward pass
+        self._shared: list[int] = [] if whole else shared_beginning(self._prompts(self.train_dataset["prompt"]))
 
-    def _texts(self, conversations: list[Any]) -> list[str]:
+    def _texts(self, conversations: Iterable[Any]) -> list[str]:
         template = self.processing_class.apply_chat_template
-        return template(conversations, add_generation_prompt=True, tokenize=False)  # type: ignore[no-any-return]
+        return template(list(conversations), add_generation_prompt=True, tokenize=False)  # type: ignore[no-any-return]
+
+    def _prompts(self, conversations: Iterable[Any]) -> list[list[int]]:
+        return self.processing_class(self._texts(conversations), add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.processing_class(text, add_special_tokens=False)["input_ids"])
-
-    def _shared_beginning(self) -> list[int]:
-        """The tokens that every training prompt begins with: the instruction, which a forward pass reads once."""
-        texts = self._texts(list(self.train_dataset["prompt"]))
-        rows = self.processing_class(texts, add_special_tokens=False)["input_ids"]
-        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
-        shared = [token for token, *_ in alike][: min(map(len, rows)) - 1]  # a row keeps its last token, which answers
-        return shared if len(shared) >= _WORTH_SHARING else []
 
     def _prepare_inputs(self, rows: Any) -> dict[str, Any]:
         """Tensors of a batch of dataset rows; ids are padded on the right, which causal attention never sees."""
         if not self.model.training:
             return super()._prepare_inputs(rows)  # type: ignore[no-any-return]
-        texts = self._texts([row["prompt"] for row in rows])
-        prompts = self.processing_class(texts, add_special_tokens=False)["input_ids"]
+        prompts = self._prompts(row["prompt"] for row in rows)
         turn = int(self.state.epoch or 0)
         answers = [self._answers[(crc32(row["id"].encode()) + turn) % 2] for row in rows]
         ids = [prompt + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True)]
@@ -109,8 +98,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             tokens = (logps.exp() * (logps - self._reference_logps(model, inputs))).sum(-1)
             kl = (tokens * mask).sum() / mask.sum()
             loss = loss + self.beta * kl
-        self._count(expected, yes, no, kl)
-        self._count_traffic(yes, no, traffic)
+        self._count(expected, yes, no, traffic, kl)
         return loss / self.current_gradient_accumulation_steps
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -121,7 +109,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             memory = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
             memory.batch_repeat_interleave(len(ids))
             ids, places = ids[:, read:], places - read
-        with _logits_at(self.accelerator.unwrap_model(model), places):
+        with logits_at(self.accelerator.unwrap_model(model).get_output_embeddings(), places):
             logits = model(input_ids=ids, past_key_values=memory, use_cache=memory is not None).logits
         return (logits.float() / self.temperature).log_softmax(-1)
 
@@ -134,39 +122,27 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             with self.accelerator.unwrap_model(model).disable_adapter():
                 return self._logps(model, inputs)
 
-    def _count(self, expected: torch.Tensor, yes: torch.Tensor, no: torch.Tensor, kl: torch.Tensor) -> None:
-        """Log the policy's own means under the names that sampled groups have."""
-        rewards, valid = self._rewards, yes + no
-        form = rewards.invalid + valid * (rewards.strict - rewards.invalid)
-        means = torch.stack([expected.detach().mean(), valid.detach().mean(), form.detach().mean(), kl.detach()])
-        names = ("reward", "format_rate", "rewards/format_reward/mean", "kl")
-        values = self.accelerator.gather(means[None]).mean(0).tolist()
-        for name, value in zip(names, values, strict=True):
-            if name != "kl" or self.beta:
-                self._metrics["train"][name].append(value)
-
     @torch.no_grad()
-    def _count_traffic(self, yes: torch.Tensor, no: torch.Tensor, traffic: torch.Tensor) -> None:
-        right = torch.where(traffic > 0, yes, no) / (yes + no)
-        matters = traffic != 0
-        sums = torch.stack([(right * matters).sum(), matters.sum(), ((yes - no) * traffic).sum()])
-        rows = len(traffic) * self.accelerator.num_processes
-        agree, scorable, worth = self.accelerator.gather(sums[None].float()).sum(0).tolist()
-        self._metrics["train"]["rewards/tsc_reward/mean"].append(worth / rows)
-        self._metrics["train"]["frac_reward_zero_std"].append(1 - scorable / rows)
+    def _count(
+        self, expected: torch.Tensor, yes: torch.Tensor, no: torch.Tensor, traffic: torch.Tensor, kl: torch.Tensor
+    ) -> None:
+        """Log the policy's own means over the rows of all processes, under the names that sampled groups have."""
+        valid, matters = yes + no, (traffic != 0).float()
+        right = torch.where(traffic > 0, yes, no) / valid * matters
+        means = torch.stack([expected, valid, (yes - no) * traffic, right, matters]).mean(1)
+        everyone = self.accelerator.gather(torch.cat([means, kl[None]])[None])
+        reward, form, worth, agree, scorable, drift = everyone.mean(0).tolist()
+        rewards = self._rewards
+        shown = {
+            "reward": reward,
+            "format_rate": form,
+            "rewards/format_reward/mean": rewards.invalid + form * (rewards.strict - rewards.invalid),
+            "rewards/tsc_reward/mean": worth,
+            "frac_reward_zero_std": 1 - scorable,
+        }
+        if self.beta:
+            shown["kl"] = drift
         if scorable:
-            self._metrics["train"]["agreement"].append(agree / scorable)
-
-
-@contextlib.contextmanager
-def _logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
-    """Have ``model`` compute the logits of ``places`` (rows x places) alone: a vocabulary is wide, an answer short."""
-
-    def pick(_: Any, hidden: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (hidden[0].gather(1, places[..., None].expand(-1, -1, hidden[0].shape[-1])),)
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
+            shown["agreement"] = agree / scorable
+        for name, value in shown.items():
+            self._metrics["train"][name].append(value)

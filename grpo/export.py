@@ -21,6 +21,7 @@ from typing import Any
 
 from .checkpoints import disk_errors
 from .config import ExportConfig
+from .console import say
 from .errors import ConfigError, DataError, ModelError, UnreliableError
 from .files import claim_output, write_json, write_manifest, write_text
 from .gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
@@ -90,7 +91,7 @@ def export(config: ExportConfig) -> Path:
     conversations = [ask(state, form) for state in states]
     model, tokenizer = load_for_inference(source, "cpu")
     vocabulary = _vocabulary(model, tokenizer, source) if config.format == "gguf" else None
-    _say(f"export: asking {config.model} for its decisions on {len(states)} states ({origin})")
+    say(f"export: asking {config.model} for its decisions on {len(states)} states ({origin})")
     before = _probabilities(model, tokenizer, conversations)
     if not all(map(math.isfinite, before)):
         raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
@@ -221,7 +222,7 @@ def _check(
         _probabilities(exported, its_tokenizer, conversations),
         prompts_read_differently=_read_differently(tokenizer, its_tokenizer, conversations),
     )
-    _say(
+    say(
         f"export: {found.states} decisions compared: {found.differing} differ, and {found.differing_near_coin} where "
         f"the model is within {COIN_MARGIN} of a coin; probability of yes moved by at most {found.largest_difference}"
     )
@@ -264,10 +265,6 @@ def _read_differently(tokenizer: Any, other: Any, conversations: Sequence[Conver
 
 
 # Command line
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

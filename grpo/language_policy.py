@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import takewhile
 
 from .baselines import RULE_POLICIES, Policy, make_rule_policy
 from .errors import ModelError
@@ -21,6 +22,9 @@ from .small_model import SmallModel, chat_text, fits
 
 FALLBACK = "delay_balance"
 """The rule that decides where the model cannot."""
+
+WORTH_SHARING = 32
+"""Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
 
 Scorer = Callable[[Sequence[list[dict[str, str]]]], list[float]]
 """Conversations -> probability of ``yes`` against ``no`` for each; NaN where the logits are not finite."""
@@ -54,6 +58,14 @@ def answer_branch(encode: Callable[[str], list[int]], prompt: str) -> tuple[list
     if parting is None:
         raise ModelError("the tokenizer cannot tell the answers apart; give another model")
     return yes[:parting], (yes[parting], no[parting])
+
+
+def shared_beginning(prompts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with, none where they are too few to be worth it; the last one is never shared:
+    the answer is read off it."""
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    shared = [token for token, *_ in alike][: min(map(len, prompts)) - 1]
+    return shared if len(shared) >= WORTH_SHARING else []
 
 
 class LanguageModelPolicy:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,6 +184,23 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
         model = _merge_adapter(model, adapter)
     model.to(device).eval().requires_grad_(False)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def logits_at(head: Any, places: Any) -> Iterator[None]:
+    """Have ``head``, a model's output embeddings, compute the logits of ``places`` (rows x places) alone.
+
+    An answer is short and a vocabulary wide: the logits of all places would fill the memory.
+    """
+
+    def pick(_: Any, hidden: tuple[Any, ...]) -> tuple[Any]:
+        return (hidden[0].take_along_dim(places[..., None], 1),)
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptForm | None) -> None:

@@ -7,12 +7,11 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from typing import Any
 
 from .baselines import RULE_POLICIES, Policy, make_rule_policy
-from .language_policy import LanguageModelPolicy, answer_branch, resolve_policy, small_policy
-from .model import load_for_inference
+from .language_policy import LanguageModelPolicy, answer_branch, resolve_policy, shared_beginning, small_policy
+from .model import load_for_inference, logits_at
 from .model_folder import prompt_form_of, resolve_model
 from .prompt_builder import DEFAULT_FORM, PromptForm, ask
 from .records import Observation
@@ -22,9 +21,6 @@ _CHUNK_TOKENS = {"cuda": 32_768, "cpu": 2_048}
 
 _BLOCK = 256
 """Prompts that are tokenized at once; a GPU works on these while the next ones are."""
-
-_WORTH_KEEPING = 32
-"""Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +74,7 @@ class TorchScorer:
         self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if model.device.type == "cuda" else "cpu"]
         self._head = model.get_output_embeddings()
         self._lock = threading.Lock()
-        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*self._encode(prompts), strict=False))
-        shared = [token for token, *_ in alike]
-        self._shared = shared if share_beginning and len(shared) >= _WORTH_KEEPING else []
+        self._shared = shared_beginning(self._encode(prompts)) if share_beginning else []
         if self._shared:
             with torch.inference_mode():
                 ids = torch.tensor([self._shared], device=model.device)
@@ -142,16 +136,10 @@ class TorchScorer:
         ids = torch.tensor(padded, device=self.model.device)
         ends = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
 
-        def keep_ends(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (inputs[0].take_along_dim(ends[:, None, None], 1),)
-
         memory = None
         if begun:
             memory = copy.deepcopy(self._memory)  # the model adds to what it is given
             memory.batch_repeat_interleave(len(rows))
-        hook = self._head.register_forward_pre_hook(keep_ends)  # logits of all places would fill the memory
-        try:
+        with logits_at(self._head, ends[:, None]):
             logits = self.model(input_ids=ids, past_key_values=memory, use_cache=begun).logits[:, 0]
-        finally:
-            hook.remove()
         return torch.stack([logits[:, token] for token in self._branch], -1).float().softmax(-1)[:, 0]

@@ -5,7 +5,6 @@ Imports transformers: only stages that train import this module, after the backe
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +12,8 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from .console import say
 from .errors import ConfigError
-from .ranks import is_main
-
-
-def say(line: str) -> None:
-    """Write one line of log to stderr, once for all processes of a run."""
-    if is_main():
-        print(line, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

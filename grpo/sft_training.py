@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from grpo.agreement import by_main, leave, together
 from grpo.checkpoints import WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
 from grpo.config import SFTTrainingConfig
+from grpo.console import say
 from grpo.errors import ConfigError, DataError, ModelError
 from grpo.files import claim_output, write_json, write_manifest
 from grpo.model_folder import resolve_model
@@ -309,8 +310,6 @@ def generate_answers(
 
 
 def _show(report: dict[str, Any]) -> None:
-    from grpo.progress import say
-
     weighted = report["weighted_agreement"]
     say(
         f"sft: on {report['held_out_rows']} held-out rows: valid format {report['valid_format_rate']:.1%} "

@@ -37,14 +37,13 @@ def answer_pieces() -> list[str]:
     return [head, *ACTIONS, tail]
 
 
-def build_tokenizer(forms: Sequence[PromptForm], extra_words: Sequence[str]) -> Any:
-    """A ``Qwen2Tokenizer`` of about 1,300 tokens for prompts of ``forms``; ``extra_words`` become one token each."""
-    from tokenizers.pre_tokenizers import ByteLevel
+def bare_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """A ``Qwen2Tokenizer`` with the chat markers and the chat template of the shipped models."""
     from transformers import AddedToken, Qwen2Tokenizer
 
     tokenizer = Qwen2Tokenizer(
-        vocab={symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))},
-        merges=[],
+        vocab=vocab,
+        merges=merges,
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -52,6 +51,15 @@ def build_tokenizer(forms: Sequence[PromptForm], extra_words: Sequence[str]) -> 
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
+    return tokenizer
+
+
+def build_tokenizer(forms: Sequence[PromptForm], extra_words: Sequence[str]) -> Any:
+    """A ``Qwen2Tokenizer`` of about 1,300 tokens for prompts of ``forms``; ``extra_words`` become one token each."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AddedToken
+
+    tokenizer = bare_tokenizer({symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))}, [])
     roles = [f"{role}\n" for role in ("system", "user", "assistant")]
     prompts = [piece for form in forms for piece in (*prompt_pieces(form.fields), system_prompt(form))]
     words = [*map(str, range(1000)), *roles, *prompts, *answer_pieces(), *extra_words]

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from grpo.agreement import by_main, leave, main_first, together
 from grpo.checkpoints import checkpoint_to_resume, gathered_model, train_from
 from grpo.config import GRPOTrainingConfig
+from grpo.console import say
 from grpo.errors import ConfigError, OutputError
 from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
 from grpo.model_folder import prompt_form_of, resolve_model
@@ -215,7 +216,7 @@ def build_trainer(
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
     from grpo.exact_trainer import ExactGroupTrainer
     from grpo.grpo_trainer import ReferenceCheck, ResumableGRPOTrainer
-    from grpo.progress import LogLines, quiet, say
+    from grpo.progress import LogLines, quiet
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     make = partial(ExactGroupTrainer, rewards=rewards) if config.estimator == "exact" else ResumableGRPOTrainer
@@ -277,8 +278,6 @@ def _digest(model: str, dataset_path: str) -> str:
 
 
 def _report_best(history: list[dict[str, Any]], best_step: int | None) -> None:
-    from grpo.progress import say
-
     held_out = {entry["step"]: entry["eval_reward"] for entry in history if "eval_reward" in entry}
     if best_step == 0:
         say(

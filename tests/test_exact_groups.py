@@ -184,7 +184,7 @@ def test_the_other_ending_is_spelled_in_the_next_epoch(config: GRPOTrainingConfi
 
 def test_what_prompts_share_is_read_once(config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same loss and gradient, with the shared beginning's activations counted once."""
-    monkeypatch.setattr("grpo.exact_trainer._WORTH_SHARING", 1)
+    monkeypatch.setattr("grpo.language_policy.WORTH_SHARING", 1)
     (shares, rows, _), (whole, *_) = make(config), make(dataclasses.replace(config, gradient_checkpointing=True))
     assert shares._shared and not whole._shared
     read: list[torch.Size] = []

@@ -148,7 +148,7 @@ def watch(scorer: TorchScorer, room: float = float("inf")) -> Watched:
 def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """Model and tokenizer whose answers differ from prompt to prompt: taught, or random with a long instruction."""
     if request.param == "pretrained":
-        monkeypatch.setattr("grpo.policy._WORTH_KEEPING", 1)  # its instruction is one token
+        monkeypatch.setattr("grpo.language_policy.WORTH_SHARING", 1)  # its instruction is one token
         return load_for_inference("pretrained", "cpu")
     model, tokenizer = load_for_inference(str(random_model), "cpu")
     for name, weights in model.named_parameters():
