@@ -6,13 +6,17 @@ Imports trl: only ``training.py`` imports this module, after the backend is chos
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 from zlib import crc32
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from trl.models.utils import disable_gradient_checkpointing
 
+from .attention import one_row, takes_rows
 from .grpo_trainer import ResumableGRPOTrainer
 from .language_policy import answer_branch, answer_tokens, shared_beginning
 from .model import logits_at
@@ -40,10 +44,12 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self._answers = answer_tokens(self._encode, prompt, self.processing_class.eos_token)
         beginning, branch = answer_branch(self._encode, prompt)
         self._parting, self._branch = len(beginning), list(branch)
-        # Checkpointing keeps no keys and values; sharded and Unsloth's models have forward passes of their own.
-        whole = self.args.gradient_checkpointing or not self.plain_passes
-        # what every training prompt begins with, the instruction, is read once in a forward pass
-        self._shared: list[int] = [] if whole else shared_beginning(self._prompts(self.train_dataset["prompt"]))
+        mixed = self.plain_passes and self.args.bf16 and not self.args.gradient_checkpointing
+        self._adapters = [layer for layer in self.model.modules() if mixed and isinstance(layer, BaseTunerLayer)]
+        # what every training prompt begins with, the instruction, stands in a forward pass once
+        models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
+        once = "unsloth" not in sys.modules and all(takes_rows(model) for model in models)
+        self._shared = len(shared_beginning(self._prompts(self.train_dataset["prompt"]))) if once else 0
 
     def _texts(self, conversations: Iterable[Any]) -> list[str]:
         template = self.processing_class.apply_chat_template
@@ -103,15 +109,26 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Log-probabilities of every token at each place of the answer: rows x places x vocabulary."""
-        ids, places, memory = inputs["input_ids"], inputs["places"], None
-        if read := len(self._shared):
-            beginning = ids[:1, :read]
-            memory = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
-            memory.batch_repeat_interleave(len(ids))
-            ids, places = ids[:, read:], places - read
-        with logits_at(self.accelerator.unwrap_model(model).get_output_embeddings(), places):
-            logits = model(input_ids=ids, past_key_values=memory, use_cache=memory is not None).logits
+        ids, places = inputs["input_ids"], inputs["places"]
+        arguments: dict[str, Any] = {"input_ids": ids}
+        if shared := self._shared:
+            arguments = one_row(ids[0, :shared], ids[:, shared:])
+            width = ids.size(1) - shared
+            places = (places + torch.arange(len(ids), device=ids.device)[:, None] * width).reshape(1, -1)
+        with logits_at(self.accelerator.unwrap_model(model).get_output_embeddings(), places), self._one_cast():
+            logits = model(**arguments, use_cache=False).logits.view(*inputs["places"].shape, -1)
         return (logits.float() / self.temperature).log_softmax(-1)
+
+    @contextlib.contextmanager
+    def _one_cast(self) -> Iterator[None]:
+        """Autocast brings what adapters read to 16 bits; PEFT would first bring it to the 32 of their weights."""
+        for layer in self._adapters:
+            layer.cast_input_dtype_enabled = False
+        try:
+            yield
+        finally:
+            for layer in self._adapters:
+                layer.cast_input_dtype_enabled = True
 
     @torch.no_grad()
     def _reference_logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from .checkpoints import disk_errors
 from .errors import ConfigError, ModelError
 from .model_folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_card
 from .prompt_builder import PromptForm
-from .ranks import local_rank, processes, sharding
+from .ranks import local_rank, processes, see_one_gpu, sharding
 from .tokenizer_check import check_round_trip, check_tokenizer_file
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: s
     ``auto`` takes Unsloth where a GPU and the package are there, but for a small model: compiling takes Unsloth longer
     than training takes transformers. Raises :class:`ModelError` where Unsloth is asked for and cannot be had.
     """
+    see_one_gpu()
     if setting == "transformers":
         return "transformers"
     if sharding():
@@ -257,9 +258,20 @@ def _load_causal_lm(base: str, *, half: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _one_line_errors(base):
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
         )
+    if half and not sharding() and find_spec("liger_kernel"):
+        _fuse(model)
+    return model
+
+
+def _fuse(model: Any) -> None:
+    """Have Liger compute a norm, or a gate, in one GPU kernel where it knows the model: half of the time goes into some
+    thousands of small ones. The rotation of queries and keys stays: Liger would change it for models on a CPU too."""
+    from transformers.integrations.liger import apply_liger_kernel
+
+    apply_liger_kernel(model, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
 
 
 def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig, *, half: bool, full: bool) -> Any:

@@ -67,14 +67,17 @@ class TorchScorer:
     ) -> None:
         import torch
 
+        from .attention import takes_rows
+
         self.model, self.tokenizer = model, tokenizer
         # what a name starts with may decide which token the text before it ends in
         prompts = self._render([ask(Observation(name, 0, (), "", 0, 0, 0, 0, 0, {}), form) for name in ("J", "1", "-")])
         self._beginning, self._branch = answer_branch(lambda text: self._encode([text])[0], prompts[0])
-        self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if model.device.type == "cuda" else "cpu"]
+        self._on_gpu = model.device.type == "cuda"
+        self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]
         self._head = model.get_output_embeddings()
         self._lock = threading.Lock()
-        self._shared = shared_beginning(self._encode(prompts)) if share_beginning else []
+        self._shared = shared_beginning(self._encode(prompts)) if share_beginning and takes_rows(model) else []
         if self._shared:
             with torch.inference_mode():
                 ids = torch.tensor([self._shared], device=model.device)
@@ -130,16 +133,25 @@ class TorchScorer:
         """Probability of ``yes`` against ``no`` behind each row, (rows,)."""
         import torch
 
+        from .attention import one_row
+
         # Attention is causal: padding on the right reaches no token before it, so the batch needs no mask.
         width = max(map(len, rows))
-        padded = [row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
-        ids = torch.tensor(padded, device=self.model.device)
-        ends = torch.tensor([len(row) - 1 for row in rows], device=ids.device)
+        ids = self._send([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        ends = self._send([[len(row) - 1] for row in rows])
 
-        memory = None
+        arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if begun:
             memory = copy.deepcopy(self._memory)  # the model adds to what it is given
-            memory.batch_repeat_interleave(len(rows))
-        with logits_at(self._head, ends[:, None]):
-            logits = self.model(input_ids=ids, past_key_values=memory, use_cache=begun).logits[:, 0]
+            arguments = {**one_row(ids[0, :0], ids, read=len(self._shared)), "past_key_values": memory}
+            ends = (ends + torch.arange(len(rows), device=ids.device)[:, None] * width).T
+        with logits_at(self._head, ends):
+            logits = self.model(**arguments).logits.view(len(rows), -1)
         return torch.stack([logits[:, token] for token in self._branch], -1).float().softmax(-1)[:, 0]
+
+    def _send(self, rows: Any) -> Any:
+        """Integers on the model's device; a GPU is not waited for."""
+        import torch
+
+        tensor = torch.tensor(rows)
+        return tensor.pin_memory().to(self.model.device, non_blocking=True) if self._on_gpu else tensor

@@ -27,6 +27,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def see_one_gpu() -> None:
+    """Without a launcher, use the first GPU alone: where a process sees several, the trainer splits batches over them
+    and TRL the reference model, each in a way of its own. To be called before CUDA is."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    if processes() == 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[0]
+
+
 def sharding() -> Literal["fsdp", "deepspeed"] | None:
     """What splits the weights over the processes; ``None`` where each holds all of them."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":

@@ -19,6 +19,7 @@ from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, SFTDataConfig
 from grpo.errors import ModelError
+from grpo.ranks import see_one_gpu
 from grpo.sft_data import make_sft_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,6 +214,20 @@ def test_settings_count_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert GRPOTrainingConfig(**settings)
+
+
+def test_a_process_without_a_launcher_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seen, left in ((None, "0"), ("2,3", "2"), ("", ""), ("GPU-a,GPU-b", "GPU-a")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if seen is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        see_one_gpu()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    see_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.name)

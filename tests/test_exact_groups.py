@@ -182,21 +182,26 @@ def test_the_other_ending_is_spelled_in_the_next_epoch(config: GRPOTrainingConfi
     assert [sorted(pair) for pair in zip(first, second, strict=True)] == [both] * PROMPTS
 
 
-def test_what_prompts_share_is_read_once(config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same loss and gradient, with the shared beginning's activations counted once."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_prompts_share_stands_in_a_pass_once(
+    config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    """The same loss and gradient as of whole prompts."""
     monkeypatch.setattr("grpo.language_policy.WORTH_SHARING", 1)
-    (shares, rows, _), (whole, *_) = make(config), make(dataclasses.replace(config, gradient_checkpointing=True))
-    assert shares._shared and not whole._shared
+    shares, rows, _ = make(dataclasses.replace(config, gradient_checkpointing=checkpointing))
     read: list[torch.Size] = []
     shares.model.model.register_forward_pre_hook(
         lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True
     )
     inputs = shares._prepare_inputs(list(rows))
-    ours, theirs = (trainer.compute_loss(trainer.model, inputs) for trainer in (shares, whole))
-    length = len(shares._shared)
-    assert [*read[0], read[1][1]] == [1, length, inputs["input_ids"].shape[1] - length]
+    ours = shares.compute_loss(shares.model, inputs)
+    shared = gradient(shares, ours)
+    length, shares._shared = shares._shared, 0
+    theirs = shares.compute_loss(shares.model, inputs)
+    width = inputs["input_ids"].shape[1]
+    assert length and read[0] == (1, length + PROMPTS * (width - length)) and read[-1] == (PROMPTS, width)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    close(gradient(shares, ours), gradient(whole, theirs), within=1e-4)
+    close(shared, gradient(shares, theirs), within=1e-4)
 
 
 def test_rows_that_are_all_alike_share_all_but_their_last_token(config: GRPOTrainingConfig, tmp_path: Path) -> None:
@@ -204,5 +209,5 @@ def test_rows_that_are_all_alike_share_all_but_their_last_token(config: GRPOTrai
     rows = [dataclasses.replace(row, id=str(number)) for number in range(PROMPTS)]
     trainer, data, _ = make(dataclasses.replace(config, dataset_path=str(write_dataset(tmp_path / "alike", rows))))
     inputs = trainer._prepare_inputs(list(data))
-    assert len(trainer._shared) == inputs["places"][0, 0]
+    assert trainer._shared == inputs["places"][0, 0]
     assert torch.isfinite(trainer.compute_loss(trainer.model, inputs))

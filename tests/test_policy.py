@@ -120,7 +120,7 @@ def test_only_the_observations_without_finite_logits_fall_back(
 
 
 class Watched:
-    """A model that notes the shape of the tokens and of the logits of every call."""
+    """A model that notes prompts and tokens of each, and the shape of the logits, of every call."""
 
     device = "cpu"
 
@@ -130,7 +130,9 @@ class Watched:
         self.logits: list[tuple[int, ...]] = []
 
     def __call__(self, **arguments: Any) -> Any:
-        self.tokens.append(tuple(arguments["input_ids"].shape))
+        rows, width = arguments["input_ids"].shape
+        parts = arguments.get("parts", 1)  # prompts behind a shared beginning stand in one row
+        self.tokens.append((rows * parts, width // parts))
         if arguments["input_ids"].numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         output = self.model(**arguments)
@@ -206,7 +208,8 @@ def test_chunks_change_no_number(
     widths = [width for _, width in watched.tokens]
     assert all(rows == 1 or (rows - 1) * width <= 900 for rows, width in watched.tokens)
     assert widths == sorted(widths, reverse=True)
-    assert [places for _, places, _ in watched.logits] == [1] * len(widths)  # those at the branch alone
+    places = [rows * places for rows, places, _ in watched.logits]
+    assert places == [rows for rows, _ in watched.tokens]  # those at the branch alone
 
 
 def test_a_prompt_that_begins_otherwise_is_scored_whole(parts: tuple[Any, Any], states: list[Observation]) -> None:

@@ -1,0 +1,178 @@
+"""Steps of ``gpu.py``, each in a process of its own, as Unsloth changes a process for good: the answer is a JSON line.
+
+python benchmarks/gpu_steps.py NAME [ARGUMENT ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+STATES = 500
+"""Decisions that are compared where two models should be the same."""
+
+# Seconds of a step: prompts a step, estimator, gradient checkpointing. Sampled answers without checkpointing fill the
+# memory of a GPU at 8 prompts already.
+SPEEDS = (
+    (8, "exact", False), (32, "exact", False), (64, "exact", False), (8, "sampled", True), (32, "sampled", True),
+    (128, "exact", False), (128, "exact", True), (64, "sampled", True), (8, "sampled", False), (32, "exact", True),
+)  # fmt: skip
+
+
+def standin(kind: str, folder: str, shape: str) -> Any:
+    """Build the stand-in for a downloaded model."""
+    from standin import standin_model, standin_tokenizer
+
+    return str(standin_model(shape, standin_tokenizer(kind), folder))  # type: ignore[arg-type]
+
+
+def compare(backend: str) -> Any:
+    """Decisions of the trained model against those of the resumed one, of where it started, and by Unsloth's loader."""
+    from grpo.model import choose_backend
+
+    if backend == "unsloth":
+        choose_backend("unsloth", f"{backend}/grpo")
+    import torch
+
+    from grpo.export import compare
+    from grpo.language_policy import LanguageModelPolicy
+    from grpo.model_folder import prompt_form_of
+    from grpo.policy import TorchScorer, torch_policy
+    from grpo.prompt_builder import ask
+    from grpo.synthetic_states import draw_states
+
+    states = draw_states(np.random.default_rng(7), STATES)
+    plain = torch_policy(f"{backend}/grpo")
+    ours = plain.probabilities(states)
+    found = {
+        f"{name}_against_trained": asdict(compare(ours, torch_policy(f"{backend}/{name}").probabilities(states)))
+        for name in ("sft", "resumed")
+    }
+    found["yes"] = sum(chance >= 0.5 for chance in ours)
+    if backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            f"{backend}/grpo", max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=False
+        )
+        FastLanguageModel.for_inference(model)
+        form = prompt_form_of(f"{backend}/grpo")
+        assert form is not None
+        by_unsloth = LanguageModelPolicy(TorchScorer(model, tokenizer, form, share_beginning=False), form)
+        found["unsloth_against_transformers"] = asdict(compare(ours, by_unsloth.probabilities(states)))
+        text = tokenizer.apply_chat_template(ask(states[0], form), add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found["unsloth_tokenizer"] = {"tokens": len(tokenizer), "round_trip": tokenizer.decode(ids) == text}
+    return found
+
+
+def settings(backend: str, model: str, **changes: Any) -> Any:
+    """GRPO as the tables have it: LoRA of rank 16, KL, no held-out rows, all of it logged."""
+    from grpo.config import GRPOTrainingConfig
+
+    return GRPOTrainingConfig(
+        model_path=model, dataset_path="data/grpo_datasets", output_dir="speed", backend=backend,  # type: ignore[arg-type]
+        gradient_accumulation_steps=1, num_generations=8, kl_coeff=0.05, validation_rows=0, warmup_steps=0,
+        logging_steps=1, full_training_below=0, save_steps=1000, **changes,
+    )  # fmt: skip
+
+
+def speed(backend: str, model: str, *prompts: str) -> Any:
+    """Seconds of a GRPO step and peak memory; a row to stdout for each of ``SPEEDS`` with these prompts a step.
+
+    The weights are random, and sampled answers stop after as many tokens as a well-formed answer has.
+    """
+    from grpo.model import choose_backend
+
+    choose_backend(backend, model)  # type: ignore[arg-type]
+    from transformers import AutoTokenizer
+
+    from grpo.prompt_builder import ANSWERS
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    answer = len(tokenizer(ANSWERS["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
+    for count, estimator, checkpointing in SPEEDS:
+        if str(count) not in prompts:
+            continue
+        sampled = estimator == "sampled"
+        config = settings(
+            backend, model, estimator=estimator, batch_size=count * (8 if sampled else 1), learning_rate=1e-5,
+            gradient_checkpointing=checkpointing, max_new_tokens=answer, max_steps=5 if sampled else 8,
+        )  # fmt: skip
+        row = {
+            "backend": backend, "estimator": estimator, "checkpointing": checkpointing, "prompts_a_step": count,
+            "answer_tokens": answer,
+        }  # fmt: skip
+        print(json.dumps({**row, **_timed(config)}), flush=True)
+    return None
+
+
+def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
+    """In each process of a launcher: what 32 prompts a step teach, and seconds of steps with 32 for each process."""
+    from grpo.model import choose_backend
+    from grpo.ranks import is_main, processes, sharding
+
+    choose_backend(backend, taught)  # type: ignore[arg-type]
+    from estimators import timed_trainer
+
+    row = {"backend": backend, "lora_rank": int(lora_rank), "processes": processes(), "sharding": sharding() or "none"}
+    rate = 1e-4 if int(lora_rank) else 1e-5
+    learning = settings(
+        backend, taught, estimator="exact", batch_size=32 // processes(), learning_rate=rate, max_steps=12,
+        lora_rank=int(lora_rank),
+    )  # fmt: skip
+    trainer, _ = timed_trainer(learning)
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "reward" in entry]
+    row |= {name: [round(entry[name], 6) for entry in steps] for name in ("reward", "kl", "grad_norm")}
+    del trainer
+    if is_main():
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    waiting = settings(
+        backend, long, estimator="exact", batch_size=32, learning_rate=1e-5, max_steps=8, lora_rank=int(lora_rank)
+    )
+    return row | _timed(waiting) if is_main() else _timed(waiting)
+
+
+def _timed(config: Any) -> dict[str, Any]:
+    """Steps of training, the first two left out."""
+    import gc
+
+    import torch
+    from estimators import timed_trainer
+
+    gpu = torch.cuda.is_available()
+    gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trainer, clock = timed_trainer(config)
+    some = list(trainer.train_dataset["prompt"][:200])
+    lengths = trainer.processing_class.apply_chat_template(some, add_generation_prompt=True, return_dict=False)
+    found: dict[str, Any] = {"prompt_tokens_p50": int(statistics.median(map(len, lengths)))}
+    try:
+        trainer.train()
+        steps = clock.steps[2:]
+        found |= {
+            "step_seconds_p50": round(statistics.median(steps), 4),
+            "spread": [round(min(steps), 4), round(max(steps), 4)],
+            "steps": len(steps),
+            "kl_at_first_step": next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry),
+            "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        }
+    except torch.OutOfMemoryError:
+        found["out_of_memory"] = True
+    return found | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None}
+
+
+if __name__ == "__main__":
+    step, *given = sys.argv[1:]
+    answer = globals()[step](*given)
+    if answer is not None and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(answer))
