@@ -12,6 +12,7 @@ chain      by each backend: SFT by LoRA, GRPO by fresh LoRA on the merged result
            resumed, a few sampled steps, all exports through their gate, an unseen network; and what both backends
            decide with the same weights
 speed      seconds of a GRPO step and peak memory, sampled and exact groups, each backend
+large      seconds of an exact step of models of 3 and 7 billion parameters
 decisions  1, 21 and 1,000 lights at once (``policy_speed.py``)
 several    two GPUs, where there are two: the same prompts a step as one, and as many for each
 
@@ -29,7 +30,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
@@ -39,6 +40,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = str(ROOT / "benchmarks" / "gpu_steps.py")
 TOKENIZERS = ("project", "bpe")
+
+# Prompts a step, estimator, gradient checkpointing. Sampled answers to 8 prompts fill a GPU's memory without it.
+SPEEDS = ("8-exact", "8-sampled-ckpt", "32-exact", "32-sampled-ckpt", "64-exact", "64-sampled-ckpt", "128-exact-ckpt",
+          "128-exact", "8-sampled")  # fmt: skip
+LARGE = ("8-exact-ckpt", "32-exact-ckpt")
 
 
 class Bench:
@@ -106,15 +112,18 @@ class Bench:
             path = f"data/{labels}/sft_dataset.json"
             self.grpo(f"labels-{labels}", "sft-data", "--labels", labels, "--output-path", path, makes=f"data/{labels}")
         for kind in TOKENIZERS:
-            if not (self.work / f"raw-{kind}" / "config.json").exists():
-                shape = "tiny" if self.tiny else "qwen2-0.5b"
-                self.run(f"standin-{kind}", STEPS, "standin", kind, f"raw-{kind}", shape)
+            self.standin(kind, "tiny" if self.tiny else "qwen2-0.5b", f"raw-{kind}")
         self.grpo(
             "format", "sft", "--model-path", "raw-project", "--dataset-path", "data/random/sft_dataset.json",
             "--output-dir", "project", "--backend", "transformers", "--lora-rank", "0", "--learning-rate", "3e-4",
             "--batch-size", "32", "--max-steps", "150", "--optim", "adamw_torch", "--evaluation-rows", "200",
             "--max-new-tokens", "12", "--save-steps", "1000", makes="project",
         )  # fmt: skip
+
+    def standin(self, tokenizer: str, shape: str, folder: str) -> None:
+        """A model of random weights, unless it is there."""
+        if not (self.work / folder / "config.json").exists():
+            self.run(f"standin-{folder}", STEPS, "standin", tokenizer, folder, shape)
 
     def chain(self) -> None:
         """Each backend from the stand-in to a controller, interrupted and not, and out of the product again."""
@@ -184,17 +193,29 @@ class Bench:
         self.say(f"{name}: killed with {[path.name for path in sorted(checkpoints.glob('checkpoint-*'))]}")
 
     def speed(self) -> None:
-        """Sampled and exact groups at the same number of prompts a step; the rows are kept as they come."""
-        prompts = ["8"] if self.tiny else ["8", "32", "64", "128"]
-        for backend in self.backends:
-            for kind in reversed(TOKENIZERS):
-                process = self.start(f"speed-{backend}", STEPS, "speed", backend, f"raw-{kind}", *prompts)
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if line.startswith(b"{"):
-                        with (self.output / f"speed_{backend}.jsonl").open("ab") as file:
-                            file.write(line)
-                self.finish(f"speed-{backend}", process)
+        """Sampled and exact groups at the same number of prompts a step."""
+        for kind in reversed(TOKENIZERS):
+            for backend in self.backends:
+                self.timed(backend, f"raw-{kind}", SPEEDS[:4] if kind == "project" or self.tiny else SPEEDS)
+
+    def large(self) -> None:
+        """The shapes of 3 and 7 billion parameters."""
+        for shape in ("qwen2.5-3b", "qwen2.5-7b"):
+            self.standin("bpe", shape, shape)
+            for backend in self.backends:
+                self.timed(backend, shape, LARGE)
+            shutil.rmtree(self.work / shape)
+
+    def timed(self, backend: str, model: str, rows: Sequence[str]) -> None:
+        """Steps of GRPO from a model; the rows are kept as they come."""
+        process = self.start(f"speed-{backend}", STEPS, "speed", backend, model, *rows)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(b"{"):
+                self.say(line.decode().strip())
+                with (self.output / f"speed_{backend}.jsonl").open("ab") as file:
+                    file.write(line)
+        self.finish(f"speed-{backend}", process)
 
     def decisions(self) -> None:
         """Decisions of many lights at once."""
@@ -233,7 +254,7 @@ class Bench:
 
 def main() -> None:
     """Run the parts that are asked for."""
-    parts = ["prepare", "chain", "speed", "decisions", "several"]
+    parts = ["prepare", "chain", "speed", "large", "decisions", "several"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("gpu_work"))
     parser.add_argument("--output", type=Path, default=Path("results/gpu"))

@@ -17,13 +17,6 @@ import numpy as np
 STATES = 500
 """Decisions that are compared where two models should be the same."""
 
-# Seconds of a step: prompts a step, estimator, gradient checkpointing. Sampled answers without checkpointing fill the
-# memory of a GPU at 8 prompts already.
-SPEEDS = (
-    (8, "exact", False), (32, "exact", False), (64, "exact", False), (8, "sampled", True), (32, "sampled", True),
-    (128, "exact", False), (128, "exact", True), (64, "sampled", True), (8, "sampled", False), (32, "exact", True),
-)  # fmt: skip
-
 
 def standin(kind: str, folder: str, shape: str) -> Any:
     """Build the stand-in for a downloaded model."""
@@ -83,8 +76,9 @@ def settings(backend: str, model: str, **changes: Any) -> Any:
     )  # fmt: skip
 
 
-def speed(backend: str, model: str, *prompts: str) -> Any:
-    """Seconds of a GRPO step and peak memory; a row to stdout for each of ``SPEEDS`` with these prompts a step.
+def speed(backend: str, model: str, *rows: str) -> Any:
+    """Seconds of a GRPO step and peak memory; a line to stdout for each row, such as ``32-sampled-ckpt``: prompts a
+    step, estimator, and gradient checkpointing where it is named.
 
     The weights are random, and sampled answers stop after as many tokens as a well-formed answer has.
     """
@@ -97,17 +91,16 @@ def speed(backend: str, model: str, *prompts: str) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     answer = len(tokenizer(ANSWERS["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
-    for count, estimator, checkpointing in SPEEDS:
-        if str(count) not in prompts:
-            continue
+    for name in rows:
+        prompts, estimator, *checkpointing = name.split("-")
         sampled = estimator == "sampled"
         config = settings(
-            backend, model, estimator=estimator, batch_size=count * (8 if sampled else 1), learning_rate=1e-5,
-            gradient_checkpointing=checkpointing, max_new_tokens=answer, max_steps=5 if sampled else 8,
+            backend, model, estimator=estimator, batch_size=int(prompts) * (8 if sampled else 1), learning_rate=1e-5,
+            gradient_checkpointing=bool(checkpointing), max_new_tokens=answer, max_steps=5 if sampled else 8,
         )  # fmt: skip
         row = {
-            "backend": backend, "estimator": estimator, "checkpointing": checkpointing, "prompts_a_step": count,
-            "answer_tokens": answer,
+            "backend": backend, "model": model, "estimator": estimator, "checkpointing": bool(checkpointing),
+            "prompts_a_step": int(prompts), "answer_tokens": answer,
         }  # fmt: skip
         print(json.dumps({**row, **_timed(config)}), flush=True)
     return None

@@ -15,6 +15,23 @@ ROOT = Path(__file__).resolve().parents[1]
 Kind = Literal["project", "bpe"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHAPES: dict[str, dict[str, int]] = {
+    "qwen2.5-7b": {
+        "vocab_size": 152_064,
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "qwen2.5-3b": {
+        "vocab_size": 151_936,
+        "hidden_size": 2048,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
     "qwen2-0.5b": {
         "vocab_size": 151_936,
         "hidden_size": 896,
@@ -80,11 +97,11 @@ def _learn_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def standin_model(shape: str, tokenizer: Any, folder: str | Path, *, seed: int = 0) -> Path:
     """Save a random Qwen2 of ``SHAPES[shape]`` with ``tokenizer`` for plain transformers; returns ``folder``.
 
-    Weights are in bf16; ``grpo.model.load_for_inference`` reads them in fp32 on a CPU. Raises :class:`ModelError` where
-    the saved tokenizer does not give the same tokens back.
+    Weights are in bf16; ``grpo.model.load_for_inference`` reads them in fp32 on a CPU. They are drawn on a GPU where
+    there is one. Raises :class:`ModelError` where the saved tokenizer does not give the same tokens back.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config
 
     from grpo.model_folder import write_card
     from grpo.prompt_builder import DEFAULT_FORM
@@ -92,17 +109,16 @@ def standin_model(shape: str, tokenizer: Any, folder: str | Path, *, seed: int =
 
     folder = Path(folder)
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            **SHAPES[shape],
-            tie_word_embeddings=True,
-            max_position_embeddings=32_768,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
-    ).to(torch.bfloat16)
+    config = Qwen2Config(
+        **{"tie_word_embeddings": True, **SHAPES[shape]},
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)

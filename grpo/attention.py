@@ -7,6 +7,7 @@ row costs what its tokens cost, in one pass, and nothing is copied but the keys 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -24,11 +25,13 @@ MODELS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def takes_rows(model: Any) -> bool:
-    """Make ``model`` ready for what :func:`one_row` returns; ``False`` where its layers are of another kind."""
+    """Make ``model`` ready for what :func:`one_row` returns; ``False`` where its layers are of another kind, as all are
+    once Unsloth has put its own in their place."""
     config = model.config
     everywhere = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
     if (
-        config.model_type not in MODELS
+        "unsloth" in sys.modules
+        or config.model_type not in MODELS
         or not everywhere
         or getattr(config, "sliding_window", None)
         or config._attn_implementation not in ("sdpa", NAME)

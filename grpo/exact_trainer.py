@@ -7,7 +7,6 @@ Imports trl: only ``training.py`` imports this module, after the backend is chos
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 from zlib import crc32
@@ -48,7 +47,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self._adapters = [layer for layer in self.model.modules() if mixed and isinstance(layer, BaseTunerLayer)]
         # what every training prompt begins with, the instruction, stands in a forward pass once
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
-        once = "unsloth" not in sys.modules and all(takes_rows(model) for model in models)
+        once = all(takes_rows(model) for model in models)
         self._shared = len(shared_beginning(self._prompts(self.train_dataset["prompt"]))) if once else 0
 
     def _texts(self, conversations: Iterable[Any]) -> list[str]:

@@ -261,7 +261,7 @@ def _load_causal_lm(base: str, *, half: bool) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
         )
-    if half and not sharding() and find_spec("liger_kernel"):
+    if half and not sharding() and "unsloth" not in sys.modules and find_spec("liger_kernel"):
         _fuse(model)
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -93,6 +95,11 @@ def test_other_attention_is_left_as_it_is(kind: str, changes: dict[str, Any]) ->
     before = model.config._attn_implementation
     assert not takes_rows(model)
     assert model.config._attn_implementation == before
+
+
+def test_unsloth_has_an_attention_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
+    assert not takes_rows(model_of("qwen2"))
 
 
 def test_a_saved_model_does_not_name_it(tmp_path: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from test_training import small
 from tiny import tiny_rows, write_dataset
 
@@ -211,3 +212,19 @@ def test_rows_that_are_all_alike_share_all_but_their_last_token(config: GRPOTrai
     inputs = trainer._prepare_inputs(list(data))
     assert trainer._shared == inputs["places"][0, 0]
     assert torch.isfinite(trainer.compute_loss(trainer.model, inputs))
+
+
+def test_in_16_bits_adapters_read_what_autocast_gives_them(
+    config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same loss, with no cast to the format of the adapters' weights in between."""
+    monkeypatch.setattr("grpo.model.precision_arguments", lambda _: {"use_cpu": True, "bf16": True, "fp16": False})
+    trainer, rows, _ = make(dataclasses.replace(config, lora_rank=4, full_training_below=0))
+    layer = next(module for module in trainer.model.modules() if isinstance(module, LoraLayer))
+    casts: list[bool] = []
+    layer.register_forward_hook(lambda *_: casts.append(layer.cast_input_dtype_enabled))
+    inputs = trainer._prepare_inputs(list(rows))
+    ours = trainer.compute_loss(trainer.model, inputs)
+    assert casts == [False, False] and layer.cast_input_dtype_enabled  # policy and reference
+    trainer._adapters = []
+    torch.testing.assert_close(ours, trainer.compute_loss(trainer.model, inputs), rtol=1e-5, atol=1e-6)

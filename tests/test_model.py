@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -337,3 +339,16 @@ def test_other_errors_pass_through(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, disk_errors("out"):
         raise error
     assert caught.value is error and not isinstance(caught.value, OutputError)
+
+
+def test_liger_computes_norms_and_gates_of_a_large_model(monkeypatch: pytest.MonkeyPatch, random_model: Path) -> None:
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr("transformers.integrations.liger.apply_liger_kernel", lambda _, kernels: asked.append(kernels))
+    monkeypatch.setattr(module, "find_spec", lambda name: name == "liger_kernel")
+    module._load_causal_lm(str(random_model), half=False)
+    assert not asked
+    module._load_causal_lm(str(random_model), half=True)
+    assert asked == [{"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}]
+    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))  # has kernels of its own
+    module._load_causal_lm(str(random_model), half=True)
+    assert len(asked) == 1
