@@ -32,10 +32,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from grpo.export import compare as decisions
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = str(ROOT / "benchmarks" / "gpu_steps.py")
@@ -133,7 +136,7 @@ class Bench:
         common = ["--backend", backend, "--logging-steps", "1", "--max-new-tokens", "12", "--full-training-below", "0"]
         self.grpo(
             f"{backend}-sft", "sft", "--model-path", "project", "--dataset-path", "data/oracle/sft_dataset.json",
-            "--output-dir", f"{backend}/sft", "--batch-size", "32", "--max-steps", "150", "--learning-rate", "5e-4",
+            "--output-dir", f"{backend}/sft", "--batch-size", "32", "--max-steps", "80", "--learning-rate", "5e-4",
             "--evaluation-rows", "200", *common, makes=f"{backend}/sft",
         )  # fmt: skip
         train = [
@@ -162,7 +165,16 @@ class Bench:
             }
 
         def compare() -> None:
-            found["compare"] = json.loads(self.run(f"{backend}-compare", STEPS, "compare", backend)[-1])
+            trained, others = f"{backend}/grpo", [f"{backend}/{name}" for name in ("sft", "resumed")]
+            plain = self.run(f"{backend}-decisions", STEPS, "chances", "transformers", trained, *others)
+            chances = json.loads(plain[-1])
+            for name in others:
+                found[f"{name} against the trained"] = asdict(decisions(chances[trained], chances[name]))
+            if backend == "unsloth":
+                by_unsloth = self.run("unsloth-loads", STEPS, "chances", "unsloth", trained)
+                loaded = json.loads(by_unsloth[-1])
+                found["by Unsloth's loader"] = asdict(decisions(chances[trained], loaded[trained]))
+                found["tokenizer"] = [one[f"tokens {trained}"] for one in (chances, loaded)]
 
         def export(form: str) -> None:
             folder = f"{backend}/export_{form}"

@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import sys
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,43 +24,37 @@ def standin(kind: str, folder: str, shape: str) -> Any:
     return str(standin_model(shape, standin_tokenizer(kind), folder))  # type: ignore[arg-type]
 
 
-def compare(backend: str) -> Any:
-    """Decisions of the trained model against those of the resumed one, of where it started, and by Unsloth's loader."""
+def chances(backend: str, *models: str) -> Any:
+    """Probabilities of ``yes`` in the same random states by each model, as plain transformers or Unsloth loads it."""
     from grpo.model import choose_backend
 
-    if backend == "unsloth":
-        choose_backend("unsloth", f"{backend}/grpo")
-    import torch
-
-    from grpo.export import compare
+    choose_backend(backend, models[0])  # type: ignore[arg-type]
     from grpo.language_policy import LanguageModelPolicy
+    from grpo.model import load_for_inference
     from grpo.model_folder import prompt_form_of
-    from grpo.policy import TorchScorer, torch_policy
+    from grpo.policy import TorchScorer
     from grpo.prompt_builder import ask
     from grpo.synthetic_states import draw_states
 
     states = draw_states(np.random.default_rng(7), STATES)
-    plain = torch_policy(f"{backend}/grpo")
-    ours = plain.probabilities(states)
-    found = {
-        f"{name}_against_trained": asdict(compare(ours, torch_policy(f"{backend}/{name}").probabilities(states)))
-        for name in ("sft", "resumed")
-    }
-    found["yes"] = sum(chance >= 0.5 for chance in ours)
-    if backend == "unsloth":
-        from unsloth import FastLanguageModel
-
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            f"{backend}/grpo", max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=False
-        )
-        FastLanguageModel.for_inference(model)
-        form = prompt_form_of(f"{backend}/grpo")
+    found: dict[str, Any] = {}
+    for name in models:
+        form = prompt_form_of(name)
         assert form is not None
-        by_unsloth = LanguageModelPolicy(TorchScorer(model, tokenizer, form, share_beginning=False), form)
-        found["unsloth_against_transformers"] = asdict(compare(ours, by_unsloth.probabilities(states)))
+        if backend == "unsloth":
+            import torch
+            from unsloth import FastLanguageModel
+
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                name, max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=False
+            )
+            FastLanguageModel.for_inference(model)
+        else:
+            model, tokenizer = load_for_inference(name)
+        found[name] = LanguageModelPolicy(TorchScorer(model, tokenizer, form), form).probabilities(states)
         text = tokenizer.apply_chat_template(ask(states[0], form), add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        found["unsloth_tokenizer"] = {"tokens": len(tokenizer), "round_trip": tokenizer.decode(ids) == text}
+        found[f"tokens {name}"] = {"vocabulary": len(tokenizer), "round_trip": tokenizer.decode(ids) == text}
     return found
 
 
