@@ -38,7 +38,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from grpo.export import compare as decisions
+from grpo.export import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = str(ROOT / "benchmarks" / "gpu_steps.py")
@@ -164,16 +164,16 @@ class Bench:
                 "reward": [round(entry["reward"], 4) for entry in rows],
             }
 
-        def compare() -> None:
+        def decide() -> None:
             trained, others = f"{backend}/grpo", [f"{backend}/{name}" for name in ("sft", "resumed")]
             plain = self.run(f"{backend}-decisions", STEPS, "chances", "transformers", trained, *others)
             chances = json.loads(plain[-1])
             for name in others:
-                found[f"{name} against the trained"] = asdict(decisions(chances[trained], chances[name]))
+                found[f"{name} against the trained"] = asdict(compare(chances[trained], chances[name]))
             if backend == "unsloth":
                 by_unsloth = self.run("unsloth-loads", STEPS, "chances", "unsloth", trained)
                 loaded = json.loads(by_unsloth[-1])
-                found["by Unsloth's loader"] = asdict(decisions(chances[trained], loaded[trained]))
+                found["by Unsloth's loader"] = asdict(compare(chances[trained], loaded[trained]))
                 found["tokenizer"] = [one[f"tokens {trained}"] for one in (chances, loaded)]
 
         def export(form: str) -> None:
@@ -184,7 +184,7 @@ class Bench:
             )  # fmt: skip
             found["exports"][form] = json.loads((self.work / folder / "manifest.json").read_text())["gate"]
 
-        self.all(compare, *(partial(export, form) for form in ("adapter", "merged_16bit", "gguf")))
+        self.all(decide, *(partial(export, form) for form in ("adapter", "merged_16bit", "gguf")))
         test = sorted((self.work / "data" / "scenarios" / "test").glob("*/*.sumocfg"))[0]
         results = f"{backend}/evaluation"
         self.grpo(
@@ -212,7 +212,7 @@ class Bench:
 
     def large(self) -> None:
         """The shapes of 3 and 7 billion parameters."""
-        for shape in ("qwen2.5-3b", "qwen2.5-7b"):
+        for shape in ("tiny",) if self.tiny else ("qwen2.5-3b", "qwen2.5-7b"):
             self.standin("bpe", shape, shape)
             for backend in self.backends:
                 self.timed(backend, shape, LARGE)

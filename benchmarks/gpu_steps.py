@@ -102,7 +102,7 @@ def speed(backend: str, model: str, *rows: str) -> Any:
 def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     """In each process of a launcher: what 32 prompts a step teach, and seconds of steps with 32 for each process."""
     from grpo.model import choose_backend
-    from grpo.ranks import is_main, processes, sharding
+    from grpo.ranks import processes, sharding
 
     choose_backend(backend, taught)  # type: ignore[arg-type]
     from estimators import timed_trainer
@@ -118,12 +118,10 @@ def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     steps = [entry for entry in trainer.state.log_history if "reward" in entry]
     row |= {name: [round(entry[name], 6) for entry in steps] for name in ("reward", "kl", "grad_norm")}
     del trainer
-    if is_main():
-        print(json.dumps(row), file=sys.stderr, flush=True)
     waiting = settings(
         backend, long, estimator="exact", batch_size=32, learning_rate=1e-5, max_steps=8, lora_rank=int(lora_rank)
     )
-    return row | _timed(waiting) if is_main() else _timed(waiting)
+    return row | _timed(waiting)
 
 
 def _timed(config: Any) -> dict[str, Any]:
@@ -138,11 +136,12 @@ def _timed(config: Any) -> dict[str, Any]:
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer, clock = timed_trainer(config)
-    some = list(trainer.train_dataset["prompt"][:200])
-    lengths = trainer.processing_class.apply_chat_template(some, add_generation_prompt=True, return_dict=False)
-    found: dict[str, Any] = {"prompt_tokens_p50": int(statistics.median(map(len, lengths)))}
+    found: dict[str, Any] = {}
     try:
+        trainer, clock = timed_trainer(config)
+        some = list(trainer.train_dataset["prompt"][:200])
+        lengths = trainer.processing_class.apply_chat_template(some, add_generation_prompt=True, return_dict=False)
+        found["prompt_tokens_p50"] = int(statistics.median(map(len, lengths)))
         trainer.train()
         steps = clock.steps[2:]
         found |= {

@@ -58,6 +58,13 @@ def one_row(beginning: torch.Tensor, rest: torch.Tensor, *, read: int = 0) -> di
     }
 
 
+def places_in_row(places: torch.Tensor, length: int) -> torch.Tensor:
+    """``places`` (prompts, k), each counted as if its prompt stood in the row alone, in the row of all with its parts
+    of ``length``: (1, prompts x k)."""
+    before = torch.arange(len(places), device=places.device)[:, None] * length
+    return (places + before).reshape(1, -1)
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -15,10 +15,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl.models.utils import disable_gradient_checkpointing
 
-from .attention import one_row, takes_rows
+from .attention import one_row, places_in_row, takes_rows
 from .grpo_trainer import ResumableGRPOTrainer
 from .language_policy import answer_branch, answer_tokens, shared_beginning
-from .model import logits_at
+from .model import logits_at, plain_passes
 from .prompt_builder import build_messages
 from .reward import Rewards, outcomes_from_text, tsc_reward
 
@@ -43,7 +43,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self._answers = answer_tokens(self._encode, prompt, self.processing_class.eos_token)
         beginning, branch = answer_branch(self._encode, prompt)
         self._parting, self._branch = len(beginning), list(branch)
-        mixed = self.plain_passes and self.args.bf16 and not self.args.gradient_checkpointing
+        mixed = plain_passes() and self.args.bf16 and not self.args.gradient_checkpointing
         self._adapters = [layer for layer in self.model.modules() if mixed and isinstance(layer, BaseTunerLayer)]
         # what every training prompt begins with, the instruction, stands in a forward pass once
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
@@ -112,8 +112,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         arguments: dict[str, Any] = {"input_ids": ids}
         if shared := self._shared:
             arguments = one_row(ids[0, :shared], ids[:, shared:])
-            width = ids.size(1) - shared
-            places = (places + torch.arange(len(ids), device=ids.device)[:, None] * width).reshape(1, -1)
+            places = places_in_row(places, ids.size(1) - shared)
         with logits_at(self.accelerator.unwrap_model(model).get_output_embeddings(), places), self._one_cast():
             logits = model(**arguments, use_cache=False).logits.view(*inputs["places"].shape, -1)
         return (logits.float() / self.temperature).log_softmax(-1)

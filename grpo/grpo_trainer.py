@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from trl.trainer.utils import RepeatSampler
 
 from .checkpoints import WholeCheckpoints
 from .errors import ModelError
-from .ranks import sharding
+from .model import plain_passes
 
 _MOST_KL_AT_FIRST = 0.05
 """The policy equals its reference at the first step; 16-bit arithmetic differs by some 1e-3 at most."""
@@ -79,11 +78,6 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             weights=self._draws,
         )
 
-    @property
-    def plain_passes(self) -> bool:
-        """Whether forward passes are transformers' own: not Unsloth's, nor those of a model split over processes."""
-        return sharding() is None and "unsloth" not in sys.modules
-
     def _importance(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """What each row counts for, given how often it is drawn."""
         return torch.tensor([1 / self._draw_of[row["id"]] for row in rows], device=self.accelerator.device)
@@ -95,7 +89,7 @@ class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         return batch
 
     def _generate_single_turn(self, prompt_ids: list[Any], *args: Any, **kwargs: Any) -> Any:
-        if self.use_vllm or not self.plain_passes:  # these generate in ways of their own
+        if self.use_vllm or not plain_passes():  # these generate in ways of their own
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         with _shared_prefill(self.accelerator.unwrap_model(self.model)):
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)

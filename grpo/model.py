@@ -43,7 +43,8 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: s
     """Decide who loads ``model`` (resolved) for training, and import Unsloth where it is to be.
 
     ``auto`` takes Unsloth where a GPU and the package are there, but for a small model: compiling takes Unsloth longer
-    than training takes transformers. Raises :class:`ModelError` where Unsloth is asked for and cannot be had.
+    than training takes transformers. From here on a process without a launcher sees one GPU. Raises
+    :class:`ModelError` where Unsloth is asked for and cannot be had.
     """
     see_one_gpu()
     if setting == "transformers":
@@ -121,6 +122,11 @@ def storage_format(model: Any) -> Any:
     largest = max(float(parameter.abs().max()) for parameter in parameters)
     small = sum(parameter.numel() for parameter in parameters) < _SMALL
     return torch.float16 if small and largest < torch.finfo(torch.float16).max else torch.bfloat16
+
+
+def plain_passes() -> bool:
+    """Whether forward passes are transformers' own: not Unsloth's, nor those of a model split over processes."""
+    return sharding() is None and "unsloth" not in sys.modules
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ def _load_causal_lm(base: str, *, half: bool) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
         )
-    if half and not sharding() and "unsloth" not in sys.modules and find_spec("liger_kernel"):
+    if half and plain_passes() and find_spec("liger_kernel"):
         _fuse(model)
     return model
 

@@ -133,7 +133,7 @@ class TorchScorer:
         """Probability of ``yes`` against ``no`` behind each row, (rows,)."""
         import torch
 
-        from .attention import one_row
+        from .attention import one_row, places_in_row
 
         # Attention is causal: padding on the right reaches no token before it, so the batch needs no mask.
         width = max(map(len, rows))
@@ -144,7 +144,7 @@ class TorchScorer:
         if begun:
             memory = copy.deepcopy(self._memory)  # the model adds to what it is given
             arguments = {**one_row(ids[0, :0], ids, read=len(self._shared)), "past_key_values": memory}
-            ends = (ends + torch.arange(len(rows), device=ids.device)[:, None] * width).T
+            ends = places_in_row(ends, width)
         with logits_at(self._head, ends):
             logits = self.model(**arguments).logits.view(len(rows), -1)
         return torch.stack([logits[:, token] for token in self._branch], -1).float().softmax(-1)[:, 0]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from grpo import language_policy
 from grpo.agreement import leave
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.ranks import only_main_speaks, sharding
@@ -74,6 +75,7 @@ def count_as_gpus() -> None:
 
 if __name__ == "__main__":
     only_main_speaks()
+    language_policy.WORTH_SHARING = 1  # what prompts begin with stands in a pass once, not so where one process trains
     if sharding():
         count_as_gpus()
     for one in json.loads(Path(sys.argv[1]).read_text()):

@@ -63,6 +63,7 @@ TOLD = ['{"extend": "yes"}<|end|>', '{"extend": "no"}<|end|>', "extend: yes, I t
 """Answers of very different lengths: the loss is a mean over the tokens of all processes."""
 
 BASE: dict[str, Any] = {
+    "estimator": "sampled",
     "learning_rate": 0.5,
     "optim": "sgd",  # Adam's first steps turn rounding errors of tiny gradients into steps of full size
     "max_new_tokens": 12,
