@@ -155,7 +155,7 @@ class Bench:
 
         self.all(partial(learn, "grpo"), partial(learn, "resumed"), partial(learn, "sampled", *sampled))
         found: dict[str, Any] = {"exports": {}}
-        for name in ("grpo", "sampled"):
+        for name in ("grpo", "resumed", "sampled"):
             log = json.loads((self.work / backend / name / "training_log.json").read_text())
             rows = [entry for entry in log if "reward" in entry]
             found[name] = {
@@ -163,6 +163,7 @@ class Bench:
                 "logged": sorted(key for key in rows[0] if "reward" in key),
                 "reward": [round(entry["reward"], 4) for entry in rows],
             }
+        self.keep(f"chain_{backend}.json", found)
 
         def decide() -> None:
             trained, others = f"{backend}/grpo", [f"{backend}/{name}" for name in ("sft", "resumed")]
@@ -177,14 +178,16 @@ class Bench:
                 found["tokenizer"] = [one[f"tokens {trained}"] for one in (chances, loaded)]
 
         def export(form: str) -> None:
+            """Any number of decisions may differ: here it is a result."""
             folder = f"{backend}/export_{form}"
             self.grpo(
                 f"{backend}-export-{form}", "export", "--model", f"{backend}/grpo", "--format", form, "--output",
-                folder, "--states", "random", "--rows", "500", makes=folder,
+                folder, "--states", "random", "--rows", "500", "--max-differing", "500", makes=folder,
             )  # fmt: skip
             found["exports"][form] = json.loads((self.work / folder / "manifest.json").read_text())["gate"]
 
         self.all(decide, *(partial(export, form) for form in ("adapter", "merged_16bit", "gguf")))
+        self.keep(f"chain_{backend}.json", found)
         test = sorted((self.work / "data" / "scenarios" / "test").glob("*/*.sumocfg"))[0]
         results = f"{backend}/evaluation"
         self.grpo(

@@ -226,6 +226,8 @@ def _check(
         f"export: {found.states} decisions compared: {found.differing} differ, and {found.differing_near_coin} where "
         f"the model is within {COIN_MARGIN} of a coin; probability of yes moved by at most {found.largest_difference}"
     )
+    if found.prompts_read_differently:
+        say(f"export: {found.prompts_read_differently} of the prompts are split into other tokens by the export")
     if found.differing > config.max_differing:
         raise UnreliableError(
             f"{config.output}: the exported model decides otherwise than {config.model} on {found.differing} of "

@@ -247,13 +247,14 @@ def test_the_shipped_model_as_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read(texts)["input_ids"] == tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def test_what_gguf_cannot_say_of_the_tokenizer_is_counted(tmp_path: Path) -> None:
+def test_what_gguf_cannot_say_of_the_tokenizer_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Seven digits with a nought at the fourth place: read in threes, not as the longest numbers from the left."""
     rows = [replace(row, junction_id=name) for name in ("cluster_1230456", "123456") for row in tiny_rows(2)]
     write_dataset(tmp_path / "data", rows)
     folder = export(config("pretrained", tmp_path / "out", "gguf", states=str(tmp_path / "data")))
     assert json.loads((folder / "manifest.json").read_text())["gate"]["prompts_read_differently"] == 2
     assert "2 of the 4 prompts are split into other tokens" in (folder / "README.md").read_text()
+    assert "2 of the prompts are split into other tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "qwen3"])
