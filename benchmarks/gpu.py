@@ -11,10 +11,11 @@ prepare    networks and labels as in the demo, and the stand-in, with a tokenize
 chain      by each backend: SFT by LoRA, GRPO by fresh LoRA on the merged result, once whole and once killed and
            resumed, a few sampled steps, all exports through their gate, an unseen network; and what both backends
            decide with the same weights
-speed      seconds of a GRPO step and peak memory, sampled and exact groups, each backend
+speed      seconds of a step and peak memory of SFT and GRPO, sampled and exact groups, each backend
 large      seconds of an exact step of models of 3 and 7 billion parameters
 decisions  1, 21 and 1,000 lights at once (``policy_speed.py``)
-several    two GPUs, where there are two: the same prompts a step as one, and as many for each
+several    two GPUs, where there are two: what the shipped model learns from as many prompts a step as on one, and steps
+           of the large one with as many for each
 
 Where there is no Unsloth, plain transformers go alone. What is there already is not made again. Results go to files in
 OUTPUT that are named after part and backend; everything that the commands said is in ``WORK/log``.
@@ -44,9 +45,9 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = str(ROOT / "benchmarks" / "gpu_steps.py")
 TOKENIZERS = ("project", "bpe")
 
-# Prompts a step, estimator, gradient checkpointing. Sampled answers to 8 prompts fill a GPU's memory without it.
+# Prompts a step, estimator or SFT, gradient checkpointing. Sampled answers to 8 prompts fill a GPU's memory without it.
 SPEEDS = ("8-exact", "8-sampled-ckpt", "32-exact", "32-sampled-ckpt", "64-exact", "64-sampled-ckpt", "128-exact-ckpt",
-          "128-exact", "8-sampled")  # fmt: skip
+          "128-exact", "8-sampled", "32-sft-ckpt")  # fmt: skip
 LARGE = ("8-exact-ckpt", "32-exact-ckpt")
 
 
@@ -245,16 +246,15 @@ class Bench:
         launches = [("transformers", "16", "ddp"), ("transformers", "0", "fsdp")]
         if find_spec("deepspeed"):
             launches += [("transformers", "0", "zero3"), ("transformers", "0", "zero2")]
+        launches += [("transformers", "0", "ddp"), ("transformers", "16", "fsdp")]
         if "unsloth" in self.backends:
             launches.append(("unsloth", "16", "ddp"))
-        launches += [("transformers", "0", "ddp"), ("transformers", "16", "fsdp")]
         failed = []
-        alone = dict.fromkeys((backend, rank, "alone") for backend, rank, _ in launches)
-        for backend, rank, way in [*alone, *launches]:
+        for backend, rank, way in dict.fromkeys((*pair, way) for *pair, last in launches for way in ("alone", last)):
             name = f"several_{backend}_{rank}_{way}"
             if (self.output / f"{name}.json").exists():
                 continue
-            step = [STEPS, "several", backend, rank, "project", "raw-bpe"]
+            step = [STEPS, "several", backend, rank, "embedded", "raw-bpe"]
             file = str(ROOT / "config" / "accelerate" / f"{way}.yaml")
             launcher = ["-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
             try:

@@ -9,6 +9,9 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,8 +73,8 @@ def settings(backend: str, model: str, **changes: Any) -> Any:
 
 
 def speed(backend: str, model: str, *rows: str) -> Any:
-    """Seconds of a GRPO step and peak memory; a line to stdout for each row, such as ``32-sampled-ckpt``: prompts a
-    step, estimator, and gradient checkpointing where it is named.
+    """Seconds of a step and peak memory; a line to stdout for each row, such as ``32-sampled-ckpt``: prompts a step,
+    GRPO's estimator or ``sft``, and gradient checkpointing where it is named (SFT by LoRA always has it).
 
     The weights are random, and sampled answers stop after as many tokens as a well-formed answer has.
     """
@@ -86,16 +89,22 @@ def speed(backend: str, model: str, *rows: str) -> Any:
     answer = len(tokenizer(ANSWERS["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
     for name in rows:
         prompts, estimator, *checkpointing = name.split("-")
-        sampled = estimator == "sampled"
-        config = settings(
-            backend, model, estimator=estimator, batch_size=int(prompts) * (8 if sampled else 1), learning_rate=1e-5,
-            gradient_checkpointing=bool(checkpointing), max_new_tokens=answer, max_steps=5 if sampled else 8,
-        )  # fmt: skip
         row = {
             "backend": backend, "model": model, "estimator": estimator, "checkpointing": bool(checkpointing),
-            "prompts_a_step": int(prompts), "answer_tokens": answer,
+            "prompts_a_step": int(prompts),
         }  # fmt: skip
-        print(json.dumps({**row, **_timed(config)}), flush=True)
+        if estimator == "sft":
+            build = partial(_sft, backend, model, int(prompts))
+        else:
+            sampled = estimator == "sampled"
+            config = settings(
+                backend, model, estimator=estimator, batch_size=int(prompts) * (8 if sampled else 1),
+                learning_rate=1e-5, gradient_checkpointing=bool(checkpointing), max_new_tokens=answer,
+                max_steps=5 if sampled else 8,
+            )  # fmt: skip
+            build = partial(_grpo, config)
+            row |= {"answer_tokens": answer}
+        print(json.dumps({**row, **_timed(build)}), flush=True)
     return None
 
 
@@ -121,15 +130,46 @@ def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     waiting = settings(
         backend, long, estimator="exact", batch_size=32, learning_rate=1e-5, max_steps=8, lora_rank=int(lora_rank)
     )
-    return row | _timed(waiting)
+    return row | _timed(partial(_grpo, waiting))
 
 
-def _timed(config: Any) -> dict[str, Any]:
-    """Steps of training, the first two left out."""
+def _grpo(config: Any) -> tuple[Any, Any, list[int]]:
+    """The trainer, its clock, and lengths of prompts."""
+    from estimators import timed_trainer
+
+    trainer, clock = timed_trainer(config)
+    some = list(trainer.train_dataset["prompt"][:200])
+    lengths = trainer.processing_class.apply_chat_template(some, add_generation_prompt=True, return_dict=False)
+    return trainer, clock, list(map(len, lengths))
+
+
+def _sft(backend: str, model: str, rows: int) -> tuple[Any, Any, list[int]]:
+    """The same of SFT by LoRA, with ``rows`` a step; the lengths are of prompts and answers."""
+    from estimators import Clock
+
+    from grpo.config import SFTTrainingConfig
+    from grpo.model import choose_optimizer, load_for_training
+    from grpo.sft_training import load_sft_rows, make_trainer, tokenize
+
+    path = Path("data/oracle/sft_dataset.json")
+    config = SFTTrainingConfig(
+        model_path=model, dataset_path=str(path), output_dir="speed", backend=backend, batch_size=rows, max_steps=8,  # type: ignore[arg-type]
+        learning_rate=1e-5, warmup_steps=0, logging_steps=1, full_training_below=0, save_steps=1000,
+    )  # fmt: skip
+    loaded = load_for_training(config)
+    training = [row for row in load_sft_rows(path) if row["split"] == "train"]
+    examples = tokenize(training, loaded.tokenizer, max_seq_length=config.max_seq_length)
+    trainer = make_trainer(config, loaded, examples, Path("speed"), optimizer=choose_optimizer(config.optim))
+    clock = Clock()
+    trainer.add_callback(clock)
+    return trainer, clock, [len(example["input_ids"]) for example in examples]
+
+
+def _timed(build: Callable[[], tuple[Any, Any, list[int]]]) -> dict[str, Any]:
+    """Steps of the training that ``build`` makes ready, the first two left out."""
     import gc
 
     import torch
-    from estimators import timed_trainer
 
     gpu = torch.cuda.is_available()
     gc.collect()
@@ -138,17 +178,15 @@ def _timed(config: Any) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     found: dict[str, Any] = {}
     try:
-        trainer, clock = timed_trainer(config)
-        some = list(trainer.train_dataset["prompt"][:200])
-        lengths = trainer.processing_class.apply_chat_template(some, add_generation_prompt=True, return_dict=False)
-        found["prompt_tokens_p50"] = int(statistics.median(map(len, lengths)))
+        trainer, clock, lengths = build()
+        found["prompt_tokens_p50"] = int(statistics.median(lengths))
         trainer.train()
         steps = clock.steps[2:]
         found |= {
             "step_seconds_p50": round(statistics.median(steps), 4),
             "spread": [round(min(steps), 4), round(max(steps), 4)],
             "steps": len(steps),
-            "kl_at_first_step": next(entry["kl"] for entry in trainer.state.log_history if "kl" in entry),
+            "kl_at_first_step": next((entry["kl"] for entry in trainer.state.log_history if "kl" in entry), None),
             "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         }
     except torch.OutOfMemoryError:
@@ -160,4 +198,7 @@ if __name__ == "__main__":
     step, *given = sys.argv[1:]
     answer = globals()[step](*given)
     if answer is not None and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(answer))
+        print(json.dumps(answer), flush=True)
+    from grpo.agreement import leave
+
+    leave()

@@ -150,6 +150,7 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
     from transformers import set_seed
 
     set_seed(config.seed)  # the adapters start from random numbers
+    _attend_without_plans()
     base, adapter = _base_and_adapter(source)
     tokenizer = _load_tokenizer(source)
     parameters = _parameter_count(base)
@@ -183,6 +184,7 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
     source = resolve_model(model_path)
     if device == "auto":
         device = "cuda" if _has_gpu() else "cpu"
+    _attend_without_plans()
     base, adapter = _base_and_adapter(source)
     tokenizer = _load_tokenizer(source)
     large = _parameter_count(base) >= _SMALL
@@ -278,6 +280,14 @@ def _fuse(model: Any) -> None:
     from transformers.integrations.liger import apply_liger_kernel
 
     apply_liger_kernel(model, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
+
+
+def _attend_without_plans() -> None:
+    """Have a GPU compute attention without cuDNN, which plans it for every new shape of its inputs, some 60 ms each:
+    prompts have many lengths. Flash attention needs no plan."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig, *, half: bool, full: bool) -> Any:

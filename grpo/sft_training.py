@@ -214,6 +214,7 @@ def make_trainer(
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         max_length=None,  # checked by tokenize
+        padding_free=False,  # rows are of about one length; Unsloth compiles no layer of a batch without padding
         learning_rate=config.learning_rate,
         weight_decay=0.0,  # named because Unsloth has a default of its own
         lr_scheduler_type="cosine",

@@ -151,6 +151,19 @@ def test_lora_is_attached_from_the_given_size_on(random_model: Path, rank: int, 
     assert hasattr(load_for_training(config).model, "peft_config") is lora
 
 
+@pytest.mark.parametrize("use", ["training", "inference"])
+def test_attention_that_plans_every_shape_is_off(random_model: Path, use: str) -> None:
+    from torch.backends import cuda
+
+    cuda.enable_cudnn_sdp(True)
+    if use == "training":
+        load_for_training(SFTTrainingConfig(model_path=str(random_model)))
+    else:
+        load_for_inference(str(random_model))
+    assert not cuda.cudnn_sdp_enabled()
+    assert cuda.flash_sdp_enabled()
+
+
 def test_lora_modules_that_the_model_has_not(random_model: Path) -> None:
     config = SFTTrainingConfig(model_path=str(random_model), full_training_below=0, lora_target_modules=["nothing"])
     with pytest.raises(ModelError, match="lora_target_modules"):
