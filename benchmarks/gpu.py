@@ -243,13 +243,16 @@ class Bench:
 
     def several(self) -> None:
         """One GPU against two: plain, and in each of the ways that ``config/accelerate`` has."""
-        launches = [("transformers", "16", "ddp"), ("transformers", "0", "fsdp")]
+        launches = [
+            ("transformers", "16", "ddp"), ("transformers", "0", "fsdp"),
+            ("transformers", "0", "ddp"), ("transformers", "16", "fsdp"),
+        ]  # fmt: skip
         if find_spec("deepspeed"):
             launches += [("transformers", "0", "zero3"), ("transformers", "0", "zero2")]
-        launches += [("transformers", "0", "ddp"), ("transformers", "16", "fsdp")]
         if "unsloth" in self.backends:
             launches.append(("unsloth", "16", "ddp"))
         failed = []
+        # each way behind its model on one GPU, which is taken once
         for backend, rank, way in dict.fromkeys((*pair, way) for *pair, last in launches for way in ("alone", last)):
             name = f"several_{backend}_{rank}_{way}"
             if (self.output / f"{name}.json").exists():

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from grpo.agreement import leave
+
 STATES = 500
 """Decisions that are compared where two models should be the same."""
 
@@ -199,6 +201,4 @@ if __name__ == "__main__":
     answer = globals()[step](*given)
     if answer is not None and os.environ.get("RANK", "0") == "0":
         print(json.dumps(answer), flush=True)
-    from grpo.agreement import leave
-
     leave()

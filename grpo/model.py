@@ -283,7 +283,7 @@ def _fuse(model: Any) -> None:
 
 
 def _attend_without_plans() -> None:
-    """Have a GPU compute attention without cuDNN, which plans it for every new shape of its inputs, some 60 ms each:
+    """Have a GPU compute attention without cuDNN, which plans it for every new shape of its inputs, some 50 ms each:
     prompts have many lengths. Flash attention needs no plan."""
     import torch
 

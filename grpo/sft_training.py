@@ -214,7 +214,7 @@ def make_trainer(
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         max_length=None,  # checked by tokenize
-        padding_free=False,  # rows are of about one length; Unsloth compiles no layer of a batch without padding
+        padding_free=False,  # Unsloth would go through a batch almost row by row; lengths differ little
         learning_rate=config.learning_rate,
         weight_decay=0.0,  # named because Unsloth has a default of its own
         lr_scheduler_type="cosine",
