@@ -14,8 +14,8 @@ chain      by each backend: SFT by LoRA, GRPO by fresh LoRA on the merged result
 speed      seconds of a step and peak memory of SFT and GRPO, sampled and exact groups, each backend
 large      seconds of an exact step of models of 3 and 7 billion parameters
 decisions  1, 21 and 1,000 lights at once (``policy_speed.py``)
-several    two GPUs, where there are two: what the shipped model learns from as many prompts a step as on one, and steps
-           of the large one with as many for each
+several    two GPUs, where there are two: what the shipped model learns from as many prompts a step as on one, steps of
+           the large one with as many for each, and ``grpo train`` itself, to its end and resumed
 
 Where there is no Unsloth, plain transformers go alone. What is there already is not made again. Results go to files in
 OUTPUT that are named after part and backend; everything that the commands said is in ``WORK/log``.
@@ -49,6 +49,8 @@ TOKENIZERS = ("project", "bpe")
 SPEEDS = ("8-exact", "8-sampled-ckpt", "32-exact", "32-sampled-ckpt", "64-exact", "64-sampled-ckpt", "128-exact-ckpt",
           "128-exact", "8-sampled", "32-sft-ckpt")  # fmt: skip
 LARGE = ("8-exact-ckpt", "32-exact-ckpt")
+LONGEST = 1800
+"""Seconds after which a command counts as hanging: processes may wait for one that is gone."""
 
 
 class Bench:
@@ -77,8 +79,13 @@ class Bench:
         )
 
     def finish(self, name: str, process: subprocess.Popen[bytes]) -> list[str]:
-        """Wait for a command; returns the lines of its stdout, and ends the benchmark where it failed."""
-        out, _ = process.communicate()
+        """Wait for a command; returns the lines of its stdout, and ends the benchmark where it failed or hangs."""
+        try:
+            out, _ = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a launcher ends its processes then
+            process.communicate()
+            raise SystemExit(f"{name} had not ended after {LONGEST} s") from None
         if process.returncode:
             tail = (self.work / "log" / f"{name}.log").read_text(errors="replace").splitlines()[-15:]
             raise SystemExit("\n".join([f"{name} failed with {process.returncode}:", *tail]))
@@ -96,11 +103,10 @@ class Bench:
         if not (self.work / makes / "manifest.json").exists():
             self.run(name, "-m", "grpo", stage, *flags)
 
-    def all(self, *jobs: Callable[[], Any]) -> None:
-        """Do what needs nothing of each other."""
+    def all(self, *jobs: Callable[[], Any]) -> list[Any]:
+        """Do what needs nothing of each other; returns what came of it."""
         with ThreadPoolExecutor(len(jobs) if self.at_once else 1) as pool:
-            for done in [pool.submit(job) for job in jobs]:
-                done.result()
+            return [done.result() for done in [pool.submit(job) for job in jobs]]
 
     # Parts
 
@@ -257,17 +263,63 @@ class Bench:
             name = f"several_{backend}_{rank}_{way}"
             if (self.output / f"{name}.json").exists():
                 continue
-            step = [STEPS, "several", backend, rank, "embedded", "raw-bpe"]
-            file = str(ROOT / "config" / "accelerate" / f"{way}.yaml")
-            launcher = ["-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
             try:
-                found = self.run(name, *(step if way == "alone" else [*launcher, *step]))
+                found = self.run(name, *launched(way, STEPS, "several", backend, rank, "embedded", "raw-bpe"))
             except SystemExit as error:
                 failed.append(str(error))  # the other ways may work
                 continue
             self.keep(f"{name}.json", json.loads(next(line for line in reversed(found) if line.startswith("{"))))
+        if not (self.output / "several_stage.json").exists():
+            self.keep("several_stage.json", self.stage(["alone", *dict.fromkeys(way for *_, way in launches)], failed))
         if failed:
             raise SystemExit("\n".join(failed))
+
+    def stage(self, ways: list[str], failed: list[str]) -> dict[str, Any]:
+        """``grpo train`` itself by LoRA from the shipped model, each way to its end and again from its own checkpoint.
+
+        Returns what was logged, and whether what was saved decides as what one GPU saved; a way that fails is left out
+        and its message added to ``failed``.
+        """
+
+        def train(way: str) -> list[str]:
+            whole, resumed = f"stage/{way}", f"stage/{way}-resumed"
+            flags = [
+                "--model-path", "embedded", "--full-training-below", "0", "--backend", "transformers",
+                "--batch-size", "32" if way == "alone" else "16", "--gradient-accumulation-steps", "1",
+                "--learning-rate", "2e-3", "--warmup-steps", "0", "--max-steps", "6", "--save-steps", "3",
+                "--logging-steps", "1", "--validation-rows", "0",
+            ]  # fmt: skip
+            again = ["--resume-from-checkpoint", f"{whole}/checkpoints/checkpoint-3"]
+            try:
+                for folder, more in ((whole, []), (resumed, again)):
+                    command = launched(way, str(ROOT / "grpo" / "training.py"), *flags, "--output-dir", folder, *more)
+                    self.run(folder.replace("/", "-"), *command)
+            except SystemExit as error:
+                failed.append(str(error))
+                return []
+            return [whole, resumed]
+
+        folders = [folder for trained in self.all(*(partial(train, way) for way in ways)) for folder in trained]
+        if "stage/alone" not in folders:
+            return {}  # there is nothing to compare with
+        shipped = str(ROOT / "grpo" / "embedded_model")
+        chances = json.loads(self.run("stage-decisions", STEPS, "chances", "transformers", shipped, *folders)[-1])
+        found: dict[str, Any] = {"as it was": asdict(compare(chances["stage/alone"], chances[shipped]))}
+        for name in folders:
+            log = json.loads((self.work / name / "training_log.json").read_text())
+            steps = [entry for entry in log if "reward" in entry]
+            found[name] = {metric: [round(entry[metric], 6) for entry in steps] for metric in ("reward", "kl")}
+            found[name]["decisions"] = asdict(compare(chances["stage/alone"], chances[name]))
+        return found
+
+
+def launched(way: str, *command: str) -> tuple[str, ...]:
+    """The command as it is (``alone``), or in two processes by the launch file of that name."""
+    if way == "alone":
+        return command
+    file = str(ROOT / "config" / "accelerate" / f"{way}.yaml")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2")
+    return *launcher, "--main_process_port", "0", *command  # any port: several may run at once
 
 
 def main() -> None:
@@ -280,7 +332,9 @@ def main() -> None:
     has_gpu = shutil.which("nvidia-smi") is not None
     unsloth = ["unsloth"] if find_spec("unsloth") and has_gpu else []
     parser.add_argument("--backends", nargs="+", default=["transformers", *unsloth])
-    parser.add_argument("--at-once", action="store_true", help="in `chain`, do at once what can be: takes the memory")
+    parser.add_argument(
+        "--at-once", action="store_true", help="do at once what can be, where nothing is timed: takes memory"
+    )
     parser.add_argument("--tiny", action="store_true", help="a toy model, to try the script itself on a CPU")
     arguments = parser.parse_args()
     if arguments.parts is None:

@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def speed(backend: str, model: str, *rows: str) -> Any:
 
 
 def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
-    """In each process of a launcher: what 32 prompts a step teach, and seconds of steps with 32 for each process."""
+    """In each process of a launcher: what 32 prompts a step teach, and seconds of steps with 32 for each process; where
+    there is but one also with 64."""
     from grpo.model import choose_backend
     from grpo.ranks import processes, sharding
 
@@ -132,7 +134,9 @@ def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     waiting = settings(
         backend, long, estimator="exact", batch_size=32, learning_rate=1e-5, max_steps=8, lora_rank=int(lora_rank)
     )
-    return row | _timed(partial(_grpo, waiting))
+    for prompts in (32, 64) if processes() == 1 else (32,):
+        row[f"{prompts} for each"] = _timed(partial(_grpo, replace(waiting, batch_size=prompts)))
+    return row
 
 
 def _grpo(config: Any) -> tuple[Any, Any, list[int]]:
@@ -172,9 +176,11 @@ def _timed(build: Callable[[], tuple[Any, Any, list[int]]]) -> dict[str, Any]:
     import gc
 
     import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     gpu = torch.cuda.is_available()
     gc.collect()
+    unset_hf_deepspeed_config()  # left by an earlier trainer, it would split the next model while it is loaded
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

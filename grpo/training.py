@@ -31,7 +31,7 @@ from grpo.console import say
 from grpo.errors import ConfigError, OutputError
 from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
 from grpo.model_folder import prompt_form_of, resolve_model
-from grpo.ranks import is_main, layout
+from grpo.ranks import is_main, layout, sharding
 from grpo.records import dataset_files
 from grpo.reward import Rewards, draw_weights
 from grpo.settings import parse_config
@@ -201,6 +201,8 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         seed=config.seed,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,  # every weight has a part in every answer
+        # or TRL would spread the reference of a full training over all GPUs, from each process
+        model_init_kwargs={"device_map": None} if sharding() == "fsdp" else None,
         **precision_arguments(loaded.model),
     )
 
@@ -219,6 +221,8 @@ def build_trainer(
     from grpo.progress import LogLines, quiet
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # TRL says that it ignores model_init_kwargs, and takes them for the reference
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda said: "model_init_kwargs" not in said.getMessage())
     make = partial(ExactGroupTrainer, rewards=rewards) if config.estimator == "exact" else ResumableGRPOTrainer
     share = config.draw_by_advantage
     trainer = make(

@@ -62,8 +62,16 @@ def do(job: dict[str, Any]) -> None:
 
 
 def count_as_gpus() -> None:
-    """Let accelerate split models over processes of a CPU, which it does for GPUs alone."""
+    """Let accelerate split models over processes of a CPU, which it does for GPUs alone. TRL's reference model must be
+    told its place: left to itself it would lie on all GPUs, in each process."""
     from accelerate import DistributedType, PartialState
+    from trl.trainer import grpo_trainer
+
+    load = grpo_trainer.create_model_from_path
+
+    def placed(*path: Any, **settings: Any) -> Any:
+        assert settings.get("device_map", "auto") is None
+        return load(*path, **settings)
 
     def gloo(*_: Any, **__: Any) -> tuple[str, DistributedType]:
         if not torch.distributed.is_initialized():
@@ -71,6 +79,7 @@ def count_as_gpus() -> None:
         return "gloo", DistributedType.MULTI_GPU
 
     PartialState._prepare_backend = gloo
+    grpo_trainer.create_model_from_path = placed
 
 
 if __name__ == "__main__":

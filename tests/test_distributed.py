@@ -118,12 +118,18 @@ def trained(answering_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
     assert [out for _, out, _ in done] == ["", ""]
     assert "going on from step 2" in done[0][2] and done[1][2] == "", "only the main process speaks"
-    (folder / "split.json").write_text(json.dumps([placed(ALIKE["adapters"], "split-2")]))
+    split = [placed(ALIKE[name], f"split-{name}") for name in ("adapters", "exact")]
+    adam = {"stage": "train", "config": {**ALIKE["adapters"]["config"], "optim": "adamw_torch", "learning_rate": 1e-3}}
+    split.append(placed(adam, "split-whole"))
+    again = str(folder / "split-whole" / "checkpoints" / "checkpoint-2")
+    split.append(placed(adam, "split-resumed", resume_from_checkpoint=again))
+    (folder / "split.json").write_text(json.dumps(split))
     settings = yaml.safe_load((ROOT / "config" / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
     told = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
     told |= {name.upper(): str(value) for name, value in settings.items()}
     done = two([str(ROOT / "tests" / "one_of_several.py"), str(folder / "split.json")], **told)
     assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
+    assert "model_init_kwargs" not in done[0][2] and done[1][2] == ""
     for name, job in ALIKE.items():
         one_of_several.do(placed(job, f"{name}-1", batch_size=2 * job["config"]["batch_size"]))
     return folder
@@ -155,15 +161,21 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
         assert after == pytest.approx(before, rel=1e-3, abs=1e-5)
 
 
-def test_a_model_split_by_fsdp_is_saved_whole(trained: Path) -> None:
-    """With adapters, merged to what they are where each process holds the whole model."""
-    split, whole = (load_file(trained / name / "model.safetensors") for name in ("split-2", "adapters-2"))
+@pytest.mark.parametrize("name", ["adapters", "exact"])
+def test_a_model_split_by_fsdp_is_saved_whole(trained: Path, name: str) -> None:
+    """Merged with its adapters, or trained in full beside a reference, to what it is where each process holds all."""
+    split, whole = (load_file(trained / of / "model.safetensors") for of in (f"split-{name}", f"{name}-2"))
     assert split.keys() == whole.keys()
     for key, weights in whole.items():
         torch.testing.assert_close(split[key], weights, rtol=1e-5, atol=1e-6)
-    manifest = json.loads((trained / "split-2" / "manifest.json").read_text())
+    manifest = json.loads((trained / f"split-{name}" / "manifest.json").read_text())
     assert (manifest["processes"], manifest["sharding"]) == (2, "fsdp")
-    assert (trained / "split-2" / "checkpoints" / "checkpoint-3" / "pytorch_model_fsdp.bin").exists()
+    assert (trained / f"split-{name}" / "checkpoints" / "checkpoint-3" / "pytorch_model_fsdp.bin").exists()
+
+
+def test_a_model_split_by_fsdp_goes_on_to_the_same_bits(trained: Path) -> None:
+    whole, resumed = ((trained / f"split-{name}" / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
+    assert whole == resumed
 
 
 def test_two_processes_go_on_to_the_same_bits(trained: Path) -> None:
