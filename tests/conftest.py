@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 from tiny import tiny_model, tiny_rows, write_dataset
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, as would what it starts
 settings.register_profile("any_machine", deadline=None)  # no example fails for being slow
 settings.load_profile("any_machine")
 
