@@ -161,5 +161,6 @@ class ReferenceCheck(TrainerCallback):
         if state.global_step == 1 and kl is not None and not abs(kl) < _MOST_KL_AT_FIRST:
             raise ModelError(
                 f"KL to the reference is {kl:.3g} at the first step, not about 0: the reference is not the model "
-                "that training starts from; set backend to transformers, or kl_coeff to 0"
+                "that training starts from; if that is an adapter, merge it first with `grpo export`, else set "
+                "backend to transformers, or kl_coeff to 0"
             )
