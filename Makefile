@@ -35,7 +35,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Leaves data/, model/ and results/ alone: they may hold work of days.
 clean:

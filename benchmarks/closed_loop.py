@@ -128,7 +128,8 @@ def _replay(sumo: Any, set_light: Callable[..., None], calls: Calls) -> Callable
 
 def _controller(scenario: Path, seed: int, policy: str) -> Started:
     from grpo.baselines import make_rule_policy
-    from grpo.sumo_interface import SignalSettings, TrafficSimulation
+    from grpo.signals import SignalSettings
+    from grpo.sumo_interface import TrafficSimulation
 
     settings = SignalSettings(
         extend_seconds=DELTA_S, min_green=MIN_GREEN_S, max_green=MAX_GREEN_S, yellow_seconds=YELLOW_S

@@ -39,9 +39,10 @@ from networks import scenario
 from grpo.baselines import make_rule_policy
 from grpo.counterfactual import Counterfactuals, Horizon, drive
 from grpo.forks import CHEAP_FORKS, BranchError, in_fork
-from grpo.records import ACTIONS, Action, Outcome
+from grpo.network import read_network
+from grpo.records import ACTIONS, Action, Outcome, time_text
 from grpo.signals import programs_xml
-from grpo.sumo_interface import TrafficSimulation, read_network
+from grpo.sumo_interface import TrafficSimulation
 from grpo.workers import run_isolated
 
 EXPLORATION, SAMPLED = 0.25, 0.5  # as `grpo generate` does by default
@@ -105,7 +106,7 @@ def run_raw(sumocfg: Path, point: Point, action: Action, horizon: Horizon, state
     with TrafficSimulation(sumocfg, seed=point.seed) as simulation:
         while simulation.time < point.time:
             simulation.due()
-            for junction_id, taken in point.decisions.get(f"{simulation.time:g}", {}).items():
+            for junction_id, taken in point.decisions.get(time_text(simulation.time), {}).items():
                 simulation.apply(junction_id, taken)
             simulation.step()
         due = simulation.due()
@@ -119,8 +120,10 @@ def run_raw(sumocfg: Path, point: Point, action: Action, horizon: Horizon, state
         for second in range(horizon.seconds):
             for junction_id, phase in switches.get(second, ()):
                 set_phase(junction_id, phase)
+            simulation.events.begin_second()
             for _ in range(steps_per_second):
                 step()
+                simulation.events.note_step()
             measurement.record()
         outcome = measurement.outcome()
         return time.perf_counter() - start, outcome
@@ -131,7 +134,9 @@ def _save(simulation: TrafficSimulation, state: Path) -> None:
     network = read_network(simulation.sumocfg, simulation.settings)
     programs = state.with_name(f"{state.name}.programs.add.xml")
     programs.write_text(programs_xml(network.plans, kind="controlled"), encoding="utf-8")
-    state.with_name(f"{state.name}.files").write_text(",".join([*network.additional_files, str(programs)]))
+    state.with_name(f"{state.name}.files").write_text(
+        ",".join([*network.options.files("additional-files"), str(programs)])
+    )
     simulation._sumo.simulation.saveState(str(state))
 
 

@@ -12,16 +12,14 @@ lights gives the same bytes.
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from random import Random
 
-import sumo
-
-from grpo.synthetic_roads import net_text, sumo_binary
+from grpo.sumo_home import sumo_binary, sumo_environment
+from grpo.synthetic_roads import net_text
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
@@ -66,7 +64,7 @@ def _net(folder: Path, columns: int, rows: int) -> ET.Element:
     command += ["--grid.x-number", str(columns), "--grid.y-number", str(rows)]
     command += ["--grid.length", str(ROAD_M), "--grid.attach-length", str(ROAD_M), "--default.lanenumber", "2"]
     command += ["--default-junction-type", "traffic_light", "--no-turnarounds", "--no-warnings"]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"SUMO_HOME": sumo.SUMO_HOME})
+    subprocess.run(command, check=True, capture_output=True, env=sumo_environment())
     return ET.parse(folder / "grid.net.xml").getroot()
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from .config import BaseModelConfig
 from .console import say
+from .errors import ModelError
 from .files import claim_output, write_manifest
 from .model import save_merged
 from .prompt_builder import ANSWERS, PromptForm, ask, build_prompt, parse_answer
@@ -217,6 +218,8 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
         if step % 100 == 0 or step + 1 == len(batches):
             rate = (step + 1) / (time.monotonic() - started)
             left = (len(batches) - step - 1) / rate
+            if not math.isfinite(loss.item()):
+                raise ModelError(f"the loss is {loss.item():g} at step {step + 1}; lower learning_rate")
             say(f"base-model: step {step + 1}/{len(batches)}  loss {loss.item():.3f}  left {clock(left)}")
     model.eval()
 

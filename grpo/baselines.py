@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .errors import ConfigError
 from .max_pressure import keep_or_switch, pressure, queue_pressure
-from .records import Action, Decision, Observation
+from .records import Action, Decision, Observation, time_text
 
 
 class Policy(Protocol):
@@ -74,7 +74,7 @@ def _self_organising(observation: Observation) -> Action:
 
 def _random(seed: int) -> Rule:
     def rule(observation: Observation) -> Action:
-        random = Random(f"{seed}/{observation.junction_id}/{observation.time:g}")
+        random = Random(f"{seed}/{observation.junction_id}/{time_text(observation.time)}")
         return "yes" if random.random() < 0.5 else "no"
 
     return rule

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .baselines import BASELINES, ROLLOUT
 from .config import BenchmarkConfig
-from .evaluation import Results, evaluate, print_failures
+from .evaluation import Results, evaluate, exit_code, print_failures
 from .files import write_json, write_text
 from .records import EpisodeResult
 from .report import ALL, Summary, display_names, interval_text, summarise
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     print((Path(config.output) / "benchmark.md").read_text(encoding="utf-8"))
     print_failures(episodes)
     print(f"results in {config.output}: benchmark.md, benchmark.png, verdicts.json, evaluation.json", file=sys.stderr)
-    return 0
+    return exit_code(episodes)
 
 
 if __name__ == "__main__":

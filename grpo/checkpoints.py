@@ -111,6 +111,45 @@ def _is_last(trainer: Trainer, checkpoint: Path) -> bool:
     return as_long and state["global_step"] >= state["max_steps"]
 
 
+class FiniteSteps:
+    """Mixed into a trainer: the first loss or held-out reward that is not a finite number ends the run.
+
+    The trainer by itself would leave such a loss out of its log and go on; ``logging_nan_inf_filter`` must be off.
+    """
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss of one forward and backward pass; raises :class:`ModelError`."""
+        step = self.state.global_step + 1
+        with _sampling(step):
+            loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not bool(loss.isfinite().all()):
+            raise ModelError(f"the loss is {float(loss):g} at step {step}; {_CURE}")
+        return loss
+
+    def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out metrics; raises :class:`ModelError`."""
+        with _sampling(self.state.global_step):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        reward = metrics.get("eval_reward", 0.0)
+        if not math.isfinite(reward):
+            raise ModelError(f"the held-out reward is {reward:g} at step {self.state.global_step}; {_CURE}")
+        return metrics
+
+
+@contextlib.contextmanager
+def _sampling(step: int) -> Iterator[None]:
+    """Torch refuses to draw from what is no distribution, on a GPU without saying so; raises :class:`ModelError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" in str(error) or "device-side assert" in str(error):
+            raise ModelError(f"the model's probabilities are not numbers at step {step}; {_CURE}") from None
+        raise
+
+
+_CURE = "lower learning_rate, and see that the rows' outcomes are numbers"
+
+
 class WholeCheckpoints:
     """Mixed into a trainer: a readable state file says that every process has written its part of the checkpoint."""
 

@@ -28,29 +28,11 @@ def _cost_weight_problems(weights: Mapping[str, float]) -> list[str]:
     return [f"cost_weights: unknown or no term {unknown}; the terms are {', '.join(OUTCOME_TERMS)}"]
 
 
-def _green_problems(min_green: int, max_green: int, extend_seconds: int) -> list[str]:
-    least = min_green + extend_seconds
-    if max_green >= least:
-        return []
-    return [f"max_green: {max_green} leaves no room to decide; must be at least min_green + extend_seconds = {least}"]
-
-
 def _raise(problems: list[str]) -> None:
     if problems:
         raise ValueError("\n".join(problems))
 
 
-_EXTEND: Any = Field(
-    default=5, ge=1, le=60, description="seconds that one `yes` keeps the green; also the time between decisions"
-)
-_MIN_GREEN: Any = Field(
-    default=5, ge=1, description="seconds of least green where the program's minDur is not sensible"
-)
-_MAX_GREEN: Any = Field(
-    default=60, ge=2, description="seconds of longest green where the program's maxDur is not sensible"
-)
-_YELLOW: Any = Field(default=3, ge=1, description="yellow inserted where a program changes greens without one")
-_RANGE: Any = Field(default=150.0, gt=0, description="metres before the stop line within which vehicles are seen")
 _WORKERS: Any = Field(default=4, ge=1, le=1024, description="processes that simulate in parallel")
 _SEED: Any = Field(default=42, ge=0, description="seed of every random choice of this stage")
 _COST: Any = Field(
@@ -93,14 +75,62 @@ class ScenarioSuiteConfig(StageConfig):
 
 
 @dataclass(frozen=True, config=_STRICT)
-class GRPOConfig(StageConfig):
+class SignalConfig(StageConfig):
+    """Settings of every stage that controls signals in a simulation."""
+
+    extend_seconds: int = Field(
+        default=5, ge=1, le=60, description="seconds that one `yes` keeps the green; also the time between decisions"
+    )
+    min_green: int = Field(
+        default=5, ge=1, le=3600, description="seconds of least green where the program names no minDur"
+    )
+    max_green: int = Field(
+        default=60, ge=2, le=3600, description="seconds of longest green where the program names no maxDur"
+    )
+    yellow_seconds: int = Field(
+        default=3, ge=1, le=60, description="yellow inserted where a program changes greens without one"
+    )
+    detection_range: float = Field(
+        default=150.0, gt=0, description="metres before the stop line within which vehicles are seen"
+    )
+
+    def _green_problems(self) -> list[str]:
+        least = self.min_green + self.extend_seconds
+        if self.max_green >= least:
+            return []
+        needed = f"must be at least min_green + extend_seconds = {least}"
+        return [f"max_green: {self.max_green} leaves no room to decide; {needed}"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CheckConfig(SignalConfig):
+    """Settings of `grpo check`: what would be controlled in a scenario, what not, and why."""
+
+    STAGE: ClassVar[str] = "check"
+    POSITIONAL: ClassVar[str | None] = "scenario"
+    scenario: list[str] = Field(
+        default_factory=lambda: ["data/scenarios/test"],
+        min_length=1,
+        description="SUMO configurations, or folders searched for .sumocfg files",
+    )
+    seconds: int = Field(default=120, ge=1, le=86_400, description="simulated seconds of the short run")
+    json: bool = Field(default=False, description="print JSON for programs instead of tables")
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        _raise(self._green_problems())
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GRPOConfig(SignalConfig):
     """Settings of `grpo generate`: the counterfactual dataset (training has :class:`GRPOTrainingConfig`)."""
 
     STAGE: ClassVar[str] = "generate"
     scenarios: list[str] = Field(
         default_factory=lambda: ["data/scenarios/train"],
         min_length=1,
-        description=".sumocfg files, or folders searched for them",
+        description="SUMO configurations, or folders searched for .sumocfg files",
     )
     output_dir: str = Field(
         default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
@@ -123,11 +153,6 @@ class GRPOConfig(StageConfig):
         default=0.05, ge=0, le=1, description="share of empty-road decision points that are kept"
     )
     max_rows_per_run: int = Field(default=100_000, ge=1, description="rows after which one scenario and seed stops")
-    extend_seconds: int = _EXTEND
-    min_green: int = _MIN_GREEN
-    max_green: int = _MAX_GREEN
-    yellow_seconds: int = _YELLOW
-    detection_range: float = _RANGE
     outcome_scope: Literal["network", "neighbourhood"] = Field(
         default="network", description="measure the whole network, or the junction's own approaches and exits"
     )
@@ -170,10 +195,9 @@ class GRPOConfig(StageConfig):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        limits = _green_problems(self.min_green, self.max_green, self.extend_seconds)
         part, parts = map(int, self.shard.split("/"))
         wrong = [] if 1 <= part <= parts else [f"shard: {self.shard} is not one of 1/{parts} to {parts}/{parts}"]
-        _raise(limits + wrong + _cost_weight_problems(self.cost_weights))
+        _raise(self._green_problems() + wrong + _cost_weight_problems(self.cost_weights))
         return self
 
 
@@ -478,14 +502,14 @@ class GRPOTrainingConfig(StageConfig):
 
 
 @dataclass(frozen=True, config=_STRICT)
-class EvaluationConfig(StageConfig):
+class EvaluationConfig(SignalConfig):
     """Settings of `grpo evaluate`: closed loop, every policy on the same traffic."""
 
     STAGE: ClassVar[str] = "evaluate"
     scenario: list[str] = Field(
         default_factory=lambda: ["data/scenarios/test"],
         min_length=1,
-        description=".sumocfg files, or folders searched for them",
+        description="SUMO configurations, or folders searched for .sumocfg files",
     )
     policy: list[str] = Field(
         default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
@@ -498,11 +522,6 @@ class EvaluationConfig(StageConfig):
     output: str = Field(
         default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
     )
-    extend_seconds: int = _EXTEND
-    min_green: int = _MIN_GREEN
-    max_green: int = _MAX_GREEN
-    yellow_seconds: int = _YELLOW
-    detection_range: float = _RANGE
     time_to_teleport: int = Field(
         default=-1, ge=-1, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
     )
@@ -515,7 +534,7 @@ class EvaluationConfig(StageConfig):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        _raise(_green_problems(self.min_green, self.max_green, self.extend_seconds))
+        _raise(self._green_problems())
         return self
 
 

@@ -17,8 +17,9 @@ from typing import Any, Literal, Self
 from .baselines import Policy
 from .forks import BranchError, Forks, killed_if_hanging
 from .language_policy import light_policy
-from .records import ACTIONS, Action, Observation, Outcome
-from .sumo_interface import Measurement, TrafficSimulation
+from .measurement import Measurement
+from .records import ACTIONS, Action, Observation, Outcome, time_text
+from .sumo_interface import TrafficSimulation
 
 Futures = list[dict[Action, Outcome]]
 """Outcomes of both actions in each random future of one decision point."""
@@ -69,7 +70,7 @@ def drive(
 
 def future_seed(seed: int, time: float, future: int) -> int | None:
     """Seed of a random future of the run with ``seed`` from ``time`` on; the first one is the run's own."""
-    return Random(f"{seed}/{time:g}/{future}").getrandbits(30) if future else None
+    return Random(f"{seed}/{time_text(time)}/{future}").getrandbits(30) if future else None
 
 
 def simulate_actions(

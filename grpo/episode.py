@@ -29,9 +29,12 @@ from .baselines import Policy
 from .counterfactual import Counterfactuals, Horizon
 from .errors import GrpoError, ScenarioError, SimulatorCrash
 from .forks import CHEAP_FORKS, BranchError
-from .records import Action, Observation, advantage_of_extending, best_of, mean_outcomes
-from .sumo_interface import ProgramKind, SignalSettings, TrafficSimulation
-from .tripinfo import TripMeasures, output_arguments, read_measures
+from .monitor import first_of_each
+from .records import Action, Observation, advantage_of_extending, best_of, mean_outcomes, time_text
+from .signals import SignalSettings
+from .sumo_interface import ProgramKind, TrafficSimulation
+from .tripinfo import OUTPUTS, Observed, TripMeasures, read_measures
+from .workers import die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def run_episode(episode: Episode, policy: Policy | None, *, timeout_s: float) ->
         ours, theirs = Pipe()
         with ours, (Path(folder) / "stderr.txt").open("w+", encoding="utf-8", errors="replace") as said:
             child = subprocess.Popen(
-                [sys.executable, "-m", "grpo.episode", str(theirs.fileno())],
+                [sys.executable, "-m", "grpo.episode", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -136,15 +139,18 @@ def _crash_message(episode: Episode, code: int, said: str) -> str:
 
 def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
     """Simulate ``episode``, asking over ``connection`` for the actions of every second's batch of due lights."""
-    arguments = output_arguments(folder)
+    arguments = list(OUTPUTS)
     if episode.time_to_teleport >= 0:
         arguments += ["--time-to-teleport", str(episode.time_to_teleport)]
+    people_waiting_s = 0
+    files_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     with TrafficSimulation(
         episode.sumocfg,
         seed=episode.seed,
         program=episode.program,
         settings=episode.settings,
         extra_args=arguments,
+        files_in=files_in,
     ) as simulation:
         if episode.search:
             _keep_from_branches(folder)
@@ -162,7 +168,18 @@ def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
                 for observation, action in zip(due, actions, strict=True):
                     simulation.apply(observation.junction_id, action)
             simulation.step()
-    return read_measures(folder)
+            people_waiting_s += simulation.standing_people()
+        violations, own_faults = simulation.judge_signals(judge_longest=episode.program != "webster")
+        observed = Observed(
+            waiting=simulation.waiting_vehicles(),
+            vehicles=simulation.events.vehicles,
+            people=simulation.events.people,
+            people_waiting_s=people_waiting_s,
+            own_signal_faults=len(own_faults),
+        )
+    if violations:
+        raise ScenarioError(f"the signals broke their rules: {first_of_each(violations)}")
+    return read_measures(folder, observed)
 
 
 def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], horizon: Horizon) -> list[Action]:
@@ -183,7 +200,7 @@ def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], ho
     for light in lights:
         found = futures[light]
         if isinstance(found, BranchError):
-            raise SimulatorCrash(f"{simulation.sumocfg}: a simulated future at {simulation.time:g} s {found}")
+            raise SimulatorCrash(f"{simulation.sumocfg}: a simulated future at {time_text(simulation.time)} s {found}")
         actions.append(best_of(advantage_of_extending(mean_outcomes(found), {"delay_veh_s": 1.0})))
     return actions
 
@@ -220,4 +237,5 @@ def _child(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))  # also while SUMO starts, or hangs
     _child(int(sys.argv[1]))

@@ -28,10 +28,11 @@ from .errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioErr
 from .files import claim_output, write_json, write_manifest
 from .model_folder import SHIPPED, is_local, resolve_model
 from .records import EpisodeResult
-from .report import MEASURES, Summary, print_report, summarise, write_csv
+from .report import MEASURES, Summary, own_fault_lines, print_report, summarise, write_csv
 from .scenario import find_scenarios, unique_names
 from .settings import parse_config
-from .sumo_interface import ProgramKind, SignalSettings
+from .signals import SignalSettings
+from .sumo_interface import ProgramKind
 from .workers import WorkerDied, run_isolated
 
 _PROGRAMS: dict[str, ProgramKind] = {
@@ -255,8 +256,19 @@ def main(argv: list[str] | None = None) -> int:
     # Off a terminal rich takes 80 columns and would cut the tables.
     print_report(Console() if sys.stdout.isatty() else Console(width=160), summary)
     print_failures(episodes)
+    for line in own_fault_lines(episodes):
+        print(f"note: {line}", file=sys.stderr)
     print(f"results in {config.output}: evaluation.json, evaluation.csv, evaluation.png", file=sys.stderr)
-    return 0
+    return exit_code(episodes)
+
+
+def exit_code(episodes: Iterable[EpisodeResult]) -> int:
+    """2 where a policy has no result on some scenario, as where the scenario is refused; else 0."""
+    worked: dict[tuple[str, str], bool] = {}
+    for episode in episodes:
+        key = episode.policy, episode.scenario
+        worked[key] = worked.get(key, False) or episode.error is None
+    return 0 if all(worked.values()) else 2
 
 
 def print_failures(episodes: Iterable[EpisodeResult]) -> None:

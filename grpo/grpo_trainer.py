@@ -17,7 +17,7 @@ from transformers import DynamicCache, TrainerCallback, TrainerControl, TrainerS
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from .checkpoints import WholeCheckpoints
+from .checkpoints import FiniteSteps, WholeCheckpoints
 from .errors import ModelError
 from .model import plain_passes
 
@@ -46,7 +46,7 @@ class EpochSampler(RepeatSampler):
         return (drawn[place] for place in super().__iter__())
 
 
-class ResumableGRPOTrainer(WholeCheckpoints, GRPOTrainer):
+class ResumableGRPOTrainer(FiniteSteps, WholeCheckpoints, GRPOTrainer):
     """A run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
 
     Answers are generated anew for every optimizer step (``steps_per_generation`` =

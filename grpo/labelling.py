@@ -7,6 +7,7 @@ a *part*. A second process replays the run for the rows whose branches failed an
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from .errors import OutputError, UnreliableError
 from .files import write_json, write_text
 from .forks import BranchError
 from .language_policy import light_policy
+from .monitor import first_of_each
 from .prompt_builder import build_prompt
 from .records import (
     Action,
@@ -31,9 +33,11 @@ from .records import (
     row_to_json,
     rows_from_json,
     spread_of_advantage,
+    time_text,
 )
 from .replay import run_record, simulate_run
-from .sumo_interface import SignalSettings, TrafficSimulation
+from .signals import SignalSettings
+from .sumo_interface import TrafficSimulation
 
 _LEAST_TO_JUDGE = 20
 """Labels before a failure rate means anything."""
@@ -124,6 +128,9 @@ def label_run(config: GRPOConfig, task: Task, slots: int) -> tuple[int, int]:
         journal.begin(run_record(simulation))
         with Counterfactuals(simulation, _horizon(config), slots=slots) as counterfactuals:
             _drive(config, task, simulation, counterfactuals, journal)
+        violations, _ = simulation.judge_signals()
+        if violations:
+            raise UnreliableError(f"{task.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
         write_json(task.part.parent / task.state_file, run_record(simulation))
     return _finish(config, task, journal)
 
@@ -182,7 +189,7 @@ def _keep(observation: Observation, config: GRPOConfig) -> float:
 
 def _row(config: GRPOConfig, task: Task, observation: Observation, label: Futures | BranchError) -> GRPODataEntry:
     row = GRPODataEntry(
-        id=f"{task.name}-{task.seed}-{observation.junction_id}-{observation.time:g}",
+        id=f"{task.name}-{task.seed}-{observation.junction_id}-{time_text(observation.time)}",
         scenario=task.name,
         sumocfg=Path(os.path.relpath(task.sumocfg, task.part.parent)).as_posix(),
         junction_id=observation.junction_id,
@@ -214,6 +221,8 @@ def _row(config: GRPOConfig, task: Task, observation: Observation, label: Future
 def _labelled(config: GRPOConfig, row: GRPODataEntry, futures: Futures) -> GRPODataEntry:
     outcomes = mean_outcomes(futures)
     advantage = advantage_of_extending(outcomes, config.cost_weights)
+    if not math.isfinite(advantage):
+        raise UnreliableError(f"row {row.id}: its advantage is {advantage}; an outcome holds a number that is none")
     return replace(
         row,
         outcomes=outcomes,
@@ -285,7 +294,7 @@ class _Journal:
 
     def add_decisions(self, time: float, taken: dict[str, Action]) -> None:
         """Note the decisions of a second."""
-        self._append({"time": f"{time:g}", "decisions": taken})
+        self._append({"time": time_text(time), "decisions": taken})
 
     def remove(self) -> None:
         """Delete the file: the part is written."""

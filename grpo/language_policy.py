@@ -72,12 +72,14 @@ class LanguageModelPolicy:
     """Asks a model in the form that it was taught; ``decide`` is deterministic.
 
     ``fallbacks`` counts the decisions that the rule ``delay_balance`` had to make: the model raised an error, or
-    its logits were not finite.
+    its logits were not finite. A ``strict`` policy raises :class:`ModelError` instead: what it drives is to be the
+    model's own.
     """
 
-    def __init__(self, scorer: Scorer, form: PromptForm) -> None:
+    def __init__(self, scorer: Scorer, form: PromptForm, *, strict: bool = False) -> None:
         self.form = form
         self.fallbacks = 0
+        self._strict = strict
         self._scorer = scorer
         self._rule = make_rule_policy(FALLBACK, seed=0)
 
@@ -88,6 +90,8 @@ class LanguageModelPolicy:
         try:
             extend = self.probabilities(observations)
         except Exception as error:  # a junction must get its decision whatever a model or a device runs into
+            if self._strict:
+                raise ModelError(f"the model failed ({type(error).__name__}: {error})") from None
             if not self.fallbacks:  # once: the count tells the rest
                 log.warning("the model failed (%s: %s); %s decides", type(error).__name__, error, FALLBACK)
             extend = [float("nan")] * len(observations)
@@ -99,6 +103,8 @@ class LanguageModelPolicy:
 
     def _decision(self, observation: Observation, extend: float) -> Decision:
         if not 0 <= extend <= 1:
+            if self._strict:
+                raise ModelError("the model's logits are not finite numbers; give another model")
             self.fallbacks += 1
             return self._rule.decide([observation])[0]
         return Decision("yes", extend) if extend >= 0.5 else Decision("no", 1 - extend)
@@ -112,7 +118,7 @@ def resolve_policy(name: str) -> str:
         raise ModelError(f"policy '{name}': not a rule ({', '.join(RULE_POLICIES)}), nor a model: {error}") from None
 
 
-def small_policy(model_path: str) -> LanguageModelPolicy | None:
+def small_policy(model_path: str, *, strict: bool = False) -> LanguageModelPolicy | None:
     """The policy of a small model (see ``small_model.py``), or ``None`` where the model is another kind.
 
     Raises :class:`ModelError` where there is no such model.
@@ -130,21 +136,22 @@ def small_policy(model_path: str) -> LanguageModelPolicy | None:
     return LanguageModelPolicy(
         lambda conversations: [chance(conversation) for conversation in conversations],
         prompt_form_of(folder) or DEFAULT_FORM,
+        strict=strict,
     )
 
 
 def light_policy(name: str, *, seed: int) -> Policy:
     """A rule, or a small language model: a policy that a simulator's process can hold.
 
-    ``seed`` matters to the random rule alone; a model is loaded once in a process. Raises :class:`ModelError` where
-    ``name`` is neither.
+    ``seed`` matters to the random rule alone; a model is loaded once in a process. It makes labels, so no rule decides
+    for it where it fails: that raises :class:`ModelError`, as does a ``name`` that is neither.
     """
     return make_rule_policy(name, seed=seed) if name in RULE_POLICIES else _light_model(name)
 
 
 @cache
 def _light_model(name: str) -> LanguageModelPolicy:
-    policy = small_policy(resolve_policy(name))
+    policy = small_policy(resolve_policy(name), strict=True)
     if policy is None:
         raise ModelError(f"{name}: is too large to drive simulations; give a small model or {', '.join(RULE_POLICIES)}")
     return policy

@@ -88,7 +88,7 @@ def merge(config: MergeConfig) -> int:
 def _read_shard(folder: Path) -> Shard:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8-sig"))
         if manifest["stage"] != GRPOConfig.STAGE or manifest["settings"]["shard"] == "1/1":
             raise DataError(f"{folder}: is no shard; make one with `grpo generate --shard I/N`")
         number, count = map(int, manifest["settings"]["shard"].split("/"))
@@ -168,7 +168,7 @@ def _shard_rows(shard: Shard, name: str, seeds: list[int], output: Path) -> list
     path = shard.folder / name / DATASET
     again = f"generate shard {shard.number}/{shard.count} again"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
         count = shard.manifest["scenarios"][name]["rows"]
         if len(rows) != count:
             raise DataError(f"{path}: holds {len(rows)} rows, its manifest says {count}; {again}")

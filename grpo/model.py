@@ -165,6 +165,7 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
             model.to(f"cuda:{local_rank()}")
     if adapter is not None:
         model = _merge_adapter(model, adapter)
+    check_weights(model, source)
     model = _add_lora(model, config, backend) if lora else model.requires_grad_(True)
     if lora:  # where the adapter's weights will lie on top of; PEFT itself would name what an adapter was merged into
         model.peft_config["default"].base_model_name_or_path = _from_anywhere(source)
@@ -191,8 +192,21 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
     model = _load_causal_lm(base, half=large and device.startswith("cuda") and _gpu_has_bf16())
     if adapter is not None:
         model = _merge_adapter(model, adapter)
+    check_weights(model, source)
     model.to(device).eval().requires_grad_(False)
     return model, tokenizer
+
+
+def check_weights(model: Any, source: str | Path) -> None:
+    """Raise :class:`ModelError` where a weight is not a finite number: whatever it reads, it would answer nothing."""
+    import torch
+
+    for name, weights in model.named_parameters():
+        if not weights.is_meta and not bool(torch.isfinite(weights).all()):
+            raise ModelError(
+                f"{source}: weights that are not finite numbers, in {name}; give another model, or train it again "
+                "with a lower learning_rate"
+            )
 
 
 @contextlib.contextmanager
@@ -221,6 +235,7 @@ def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptF
     :class:`ModelError` where the saved tokenizer does not give the same tokens back.
     """
     folder = Path(folder)
+    check_weights(model, folder)
     part = folder / "saving.part"
     plain, state = _plain_state(model)
     try:

@@ -78,7 +78,7 @@ def base_of(adapter: str) -> str:
     """The model, resolved, that the adapter in a folder lies on; raises :class:`ModelError`."""
     settings = Path(adapter) / "adapter_config.json"
     try:
-        return resolve_model(json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return resolve_model(json.loads(settings.read_text(encoding="utf-8-sig"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(f"{settings}: does not name its base model; save the adapter again") from None
 
@@ -97,7 +97,7 @@ def prompt_form_of(folder: str | Path) -> PromptForm | None:
     if not path.is_file():
         return None
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8-sig"))
         form = PromptForm(card["prompt_language"], tuple(card["prompt_fields"]))
         problems = form.problems()
     except (OSError, ValueError, KeyError, TypeError):

@@ -55,7 +55,7 @@ def _key(row: GRPODataEntry) -> str:
 
 def _read(store: Path) -> dict[str, dict[Action, Outcome]]:
     try:
-        raw = json.loads(store.read_text(encoding="utf-8"))
+        raw = json.loads(store.read_text(encoding="utf-8-sig"))
         return {key: {action: Outcome(**value) for action, value in pair.items()} for key, pair in raw.items()}
     except FileNotFoundError:
         return {}

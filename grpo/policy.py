@@ -70,8 +70,8 @@ class TorchScorer:
         from .attention import takes_rows
 
         self.model, self.tokenizer = model, tokenizer
-        # what a name starts with may decide which token the text before it ends in
-        prompts = self._render([ask(Observation(name, 0, (), "", 0, 0, 0, 0, 0, {}), form) for name in ("J", "1", "-")])
+        # what the first number starts with may decide which token the text before it ends in
+        prompts = self._render([ask(Observation("", time, (), "", 0, 0, 0, 0, 0, {}), form) for time in (1, 20, 300)])
         self._beginning, self._branch = answer_branch(lambda text: self._encode([text])[0], prompts[0])
         self._on_gpu = model.device.type == "cuda"
         self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]

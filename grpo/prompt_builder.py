@@ -125,6 +125,11 @@ def system_prompt(form: PromptForm = DEFAULT_FORM) -> str:
     return _INSTRUCTION[form.language].replace("FIELDS", meanings)
 
 
+ANY_LIGHT = "J0"
+"""What stands for every light in a prompt: a name must not change a decision."""
+_CLOCK_S = 1800
+"""The clock in a prompt starts anew every half hour: the shipped models have seen no later second."""
+
 ANSWERS: dict[Action, str] = {"yes": '{"extend": "yes"}', "no": '{"extend": "no"}'}
 """The exact answer for each action: what SFT teaches and what decisions are scored on."""
 
@@ -133,7 +138,10 @@ DEFAULT_PARTIAL_REGEX = r"""(?i)["']?extend["']?\s*[:=]\s*["']?(yes|no)\b"""
 
 
 def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELDS) -> str:
-    """The input JSON: compact, keys in a fixed order, phases starting with the current one."""
+    """The input JSON: compact, keys in a fixed order, phases starting with the current one.
+
+    It does not tell which light it is, nor the hour: neither a name nor a time of day must change a decision.
+    """
     state = {
         "current_phase_id": observation.current_phase_id,
         "green_elapsed": observation.green_elapsed,
@@ -145,8 +153,8 @@ def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELD
         },
     }
     document = {
-        "crossing_id": observation.junction_id,
-        "as_of": int(observation.time),
+        "crossing_id": ANY_LIGHT,
+        "as_of": int(observation.time) % _CLOCK_S,
         "phase_order": observation.phase_order,
         "extend_seconds": observation.extend_seconds,
         "state": state,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
 from statistics import stdev
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .errors import DataError
 
@@ -21,9 +21,15 @@ ACTIONS: tuple[Action, Action] = ("yes", "no")
 """``yes`` extends the current green by ``extend_seconds``; ``no`` goes on to the next green of the cycle."""
 
 
+_FINITE = {"allow_inf_nan": False}
+"""For pydantic, where rows are read: a number that is none is refused with the row's place and field."""
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseMetrics:
     """What detectors within range report for the incoming lanes that one green phase serves."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
 
     lanes: int
     """Incoming lanes served."""
@@ -85,6 +91,8 @@ class Decision:
 class Outcome:
     """What the simulator measured over the horizon after one action; the mean where there are several futures."""
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
+
     delay_veh_s: float
     """Sum over vehicles and seconds of 1 - v/v_limit, plus one for every vehicle waiting to be inserted."""
     queue_veh_s: float
@@ -96,11 +104,15 @@ class Outcome:
     arrivals: float
     emergency_brakings: float
     teleports: float
+    waiting_pers_s: float = 0.0
+    """People on foot who stand, summed over seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class GRPODataEntry:
     """One row of a dataset: a decision point and the outcome of every action from that same instant."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
 
     id: str
     scenario: str
@@ -134,6 +146,11 @@ class GRPODataEntry:
     """Random futures that the outcomes are the means of."""
     advantage_spread: float | None
     """Standard deviation of the advantage over the futures; ``None`` where there is only one."""
+
+
+def time_text(seconds: float) -> str:
+    """A simulated time as text, to the millisecond and as short as can be: a key that no other time shares."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def cost(outcome: Outcome, weights: Mapping[str, float]) -> float:
@@ -212,7 +229,7 @@ def rows_from_json(raw: Iterable[Any], *, source: str) -> list[GRPODataEntry]:
 def read_rows(path: Path) -> list[GRPODataEntry]:
     """Rows of one ``.json`` (a list) or ``.jsonl`` file; raises :class:`DataError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make it with `grpo generate`") from None
     except UnicodeDecodeError:
@@ -302,5 +319,11 @@ class EpisodeResult:
     decisions: int | None
     decision_ms_p50: float | None
     decision_ms_p99: float | None
+    people: int | None = None
+    """People who set out."""
+    avg_people_waiting_s: float | None = None
+    """Standing on foot, mean over them."""
+    own_signal_faults: int | None = None
+    """Changes from green to red without yellow that the network's own programs made, where they ran."""
     error: str | None = None
     """Why the episode failed, one line."""

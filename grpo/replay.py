@@ -14,8 +14,9 @@ from typing import Any
 from .counterfactual import Futures, Horizon, simulate_actions
 from .errors import DataError, GrpoError
 from .forks import CHEAP_FORKS, BranchError, killed_if_hanging
-from .records import Action, GRPODataEntry, Outcome, mean_outcomes
-from .sumo_interface import SignalSettings, TrafficSimulation
+from .records import Action, GRPODataEntry, Outcome, mean_outcomes, time_text
+from .signals import SignalSettings
+from .sumo_interface import TrafficSimulation
 from .workers import run_isolated
 
 
@@ -39,7 +40,7 @@ def simulate_run(
     """
     state_file = folder / str(rows[0].state_file)
     try:
-        record = json.loads(state_file.read_text(encoding="utf-8"))
+        record = json.loads(state_file.read_text(encoding="utf-8-sig"))
         seed, settings = record["seed"], SignalSettings(**record["settings"])
         lights, decisions = record["lights"], record["decisions"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,7 +67,7 @@ def simulate_run(
                     results[index] = simulate_actions(simulation, row.junction_id, due, horizon)
                 except BranchError as error:
                     results[index] = error
-            taken = decisions.get(f"{simulation.time:g}", {})
+            taken = decisions.get(time_text(simulation.time), {})
             if waiting and (set(taken) != asked or simulation.finished):
                 raise DataError(other)
             for junction_id, action in taken.items():

@@ -170,6 +170,7 @@ _COLUMNS: tuple[tuple[str, str, int, int], ...] = (
     ("decision_ms_p50", "p50\n(ms)", 2, 0),
     ("decision_ms_p99", "p99\n(ms)", 2, 0),
 )
+_ON_FOOT = ("avg_people_waiting_s", "on foot\n(s/pers)", 1, -1)
 
 
 def print_report(console: Console, summary: Sequence[Summary]) -> None:
@@ -192,15 +193,28 @@ def _policy_table(total: Sequence[Summary], names: Mapping[str, str], scenarios:
     where = escape(scenarios[0]) if len(scenarios) == 1 else f"{len(scenarios)} scenarios"
     table = _new_table(f"Mean over {where} (episodes for each policy: {total[0]['n']}; * best)")
     table.add_column("policy", no_wrap=True)
-    for _, heading, _, _ in _COLUMNS:
+    columns = [*_COLUMNS, _ON_FOOT] if any(entry["people"]["mean"] for entry in total) else _COLUMNS
+    for _, heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("grid-\nlocked", justify="right")
     table.add_column("failed", justify="right")
-    cells = [_column(total, measure, decimals, better) for measure, _, decimals, better in _COLUMNS]
+    cells = [_column(total, measure, decimals, better) for measure, _, decimals, better in columns]
     for row, entry in enumerate(total):
         counts = [f"{entry[key]}/{entry['n']}" if entry[key] else "0" for key in ("gridlocked", "failed")]
         table.add_row(names[entry["policy"]], *(column[row] for column in cells), *counts)
     return table
+
+
+def own_fault_lines(episodes: Sequence[EpisodeResult]) -> list[str]:
+    """What the networks' own programs did wrong, by scenario; of its episodes the worst."""
+    most: dict[str, int] = {}
+    for episode in episodes:
+        most[episode.scenario] = max(most.get(episode.scenario, 0), episode.own_signal_faults or 0)
+    return [
+        f"{scenario}: its own programs change from green to red without yellow, {count} times in an episode"
+        for scenario, count in most.items()
+        if count
+    ]
 
 
 def _scenario_table(summary: Sequence[Summary], names: Mapping[str, str], scenarios: Sequence[str]) -> Table:

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,8 @@ class StageConfig:
     """What the settings of every stage share. Subclasses are frozen pydantic dataclasses."""
 
     STAGE: ClassVar[str]
+    POSITIONAL: ClassVar[str | None] = None
+    """The field, a list, that takes the words of the command line that belong to no flag."""
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -32,6 +35,7 @@ class StageConfig:
 
 
 C = TypeVar("C", bound=StageConfig)
+_BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
 
 
 def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, Any] | None = None) -> C:
@@ -42,7 +46,7 @@ def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, A
     values = _read_yaml(Path(path)) if path is not None else {}
     source = {key: str(path) for key in values} | {key: f"flag {_flag(key)}" for key in overrides or {}}
     values |= overrides or {}
-    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {field.name: field for field in _own_first(cls)}
     problems, wrong = [], set()
     for key in [key for key in values if key not in known]:
         near = difflib.get_close_matches(str(key), known, n=1)
@@ -74,9 +78,14 @@ def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, A
     return config
 
 
+def _own_first(cls: type[StageConfig]) -> list[dataclasses.Field[Any]]:
+    """The fields of a config, a stage's own before those that it shares with others."""
+    return sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__)  # type: ignore[arg-type]
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{path}: config cannot be read ({error.strerror}); give the path of a YAML file"]) from None
     except UnicodeDecodeError:
@@ -106,13 +115,15 @@ def parse_config(cls: type[C], argv: Sequence[str] | None, *, description: str) 
         prog=f"grpo {cls.STAGE}", description=description, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags beat it, it beats the defaults")
+    if cls.POSITIONAL:
+        parser.add_argument("positional", nargs="*", metavar=cls.POSITIONAL.upper())
     hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in _own_first(cls):
         info: Any = field.default
         default = info.default_factory() if info.default_factory else info.default
         many = get_origin(hints[field.name]) is list
         shown = " ".join(map(str, default)) if many else default
-        repeated: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
+        more: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
         parser.add_argument(
             _flag(field.name),
             *([f"--{field.name}"] if "_" in field.name else []),
@@ -120,18 +131,30 @@ def parse_config(cls: type[C], argv: Sequence[str] | None, *, description: str) 
             default=argparse.SUPPRESS,
             metavar="|".join(get_args(hints[field.name])) if get_origin(hints[field.name]) is Literal else "VALUE",
             help=f"{info.description} (default: {shown})".replace("%", "%%"),
-            **repeated,
+            **more,
         )
+    booleans = {flag for name, hint in hints.items() if hint is bool for flag in (_flag(name), f"--{name}")}
     try:
-        known, unknown = parser.parse_known_args(argv)
+        known, unknown = parser.parse_known_args(_with_values(sys.argv[1:] if argv is None else argv, booleans))
     except argparse.ArgumentError as error:
         raise ConfigError([f"{error}; see `grpo {cls.STAGE} --help`"]) from None
     if unknown and not unknown[0].startswith("--"):
         raise ConfigError([f"'{unknown[0]}' belongs to no flag; see `grpo {cls.STAGE} --help`"])
     flags = vars(known)
     path = flags.pop("config", None)
+    if cls.POSITIONAL and (words := flags.pop("positional")):
+        flags[cls.POSITIONAL] = [*words, *flags.get(cls.POSITIONAL, [])]
     flags |= {name[2:].split("=")[0].replace("-", "_"): "" for name in unknown if name.startswith("--")}
     return read_config(path, cls, {name: _flag_value(value) for name, value in flags.items()})
+
+
+def _with_values(argv: Sequence[str], booleans: Set[str]) -> list[str]:
+    """The words, with ``true`` behind a flag of a yes-or-no setting that stands alone."""
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        alone = word in booleans and following.lower() not in _BOOLEAN_WORDS
+        words.append(f"{word}=true" if alone else word)
+    return words
 
 
 def _flag_value(value: str | list[str]) -> Any:

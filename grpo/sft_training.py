@@ -19,7 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from grpo.agreement import by_main, leave, together
-from grpo.checkpoints import WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
+from grpo.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
 from grpo.config import SFTTrainingConfig
 from grpo.console import say
 from grpo.errors import ConfigError, DataError, ModelError
@@ -116,7 +116,7 @@ def _check_format(report: dict[str, Any], config: SFTTrainingConfig) -> None:
 def load_sft_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``grpo sft-data`` file; raises :class:`DataError` naming the file, the row and the field."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make it with `grpo sft-data`") from None
     except ValueError as error:
@@ -224,6 +224,7 @@ def make_trainer(
         max_steps=config.max_steps,
         warmup_steps=config.warmup_steps,
         logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
         save_steps=config.save_steps,
         save_total_limit=2,
         optim=optimizer,
@@ -236,8 +237,8 @@ def make_trainer(
         **precision_arguments(loaded.model),
     )
 
-    class Trainer(WholeCheckpoints, SFTTrainer):
-        """TRL's, with checkpoints that several processes write."""
+    class Trainer(FiniteSteps, WholeCheckpoints, SFTTrainer):
+        """TRL's, with checkpoints that several processes write, and an end at a loss that is no number."""
 
     trainer = Trainer(
         model=loaded.model,

@@ -63,8 +63,13 @@ class SmallModel:
             weights = {
                 name: weight.astype(np.float32) for name, weight in load_file(folder / "model.safetensors").items()
             }
+            broken = next((name for name, weight in weights.items() if not np.isfinite(weight).all()), None)
+            if broken:
+                raise ModelError(f"{folder}: weights that are not finite numbers, in {broken}; give another model")
             self.tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self._prepare(config, weights)
+        except ModelError:
+            raise
         except Exception as error:  # the loaders raise anything: OSError, SafetensorError, KeyError, Exception, ...
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise ModelError(f"{folder}: cannot be loaded ({cause}); save or make the model again") from None

@@ -8,7 +8,6 @@ that no two junctions are alike. The use of lanes is the business of ``synthetic
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ScenarioError
+from .sumo_home import sumo_binary, sumo_environment
 from .synthetic_lanes import HALF_JUNCTION_M, Approach, draw_lanes, draw_shares, find_turns
 
 _SPEEDS = (8.33, 11.11, 13.89, 16.67, 19.44)  # 30 to 70 km/h
@@ -161,17 +161,8 @@ def _draw_sizes(streets: Sequence[_Street], rng: np.random.Generator) -> dict[tu
 # --- netconvert -----------------------------------------------------------------------------------------------
 
 
-def sumo_binary(name: str) -> str:
-    """Path of a program of the ``eclipse-sumo`` package; the variable SUMO_HOME need not be set."""
-    import sumo  # type: ignore[import-untyped]
-
-    return os.path.join(sumo.SUMO_HOME, "bin", name)
-
-
 def netconvert(roads: Roads) -> str:
     """The network that netconvert makes of the roads; raises :class:`ScenarioError` with its own message."""
-    import sumo  # type: ignore[import-untyped]
-
     with tempfile.TemporaryDirectory() as folder:
         inputs = {"node": _nodes(roads), "edge": _edges(roads), "connection": _connections(roads)}
         command = [sumo_binary("netconvert"), "--output-file", f"{folder}/net.xml", "--no-turnarounds"]
@@ -181,8 +172,7 @@ def netconvert(roads: Roads) -> str:
             ET.ElementTree(root).write(f"{folder}/{name}.xml")
             command += [f"--{name}-files", f"{folder}/{name}.xml"]
         try:
-            environment = os.environ | {"SUMO_HOME": sumo.SUMO_HOME}
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=sumo_environment())
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ScenarioError(f"{command[0]}: cannot be run ({error}); reinstall eclipse-sumo") from None
         if done.returncode:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .prompt_builder import ANY_LIGHT
 from .records import Observation, PhaseMetrics
 
 
@@ -64,7 +65,7 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
         cycle = order[first:] + order[:first]
         states.append(
             Observation(
-                junction_id=_junction_name(rng),
+                junction_id=ANY_LIGHT,
                 time=float(seconds[row]),
                 phase_order=order,
                 current_phase_id=cycle[0],
@@ -86,13 +87,6 @@ def _phase_names(rng: np.random.Generator, count: int) -> tuple[str, ...]:
     """Ids as programs have them: their green phases' places, with one or two transitions between."""
     places = np.cumsum(rng.choice([2, 1, 3], size=count, p=[0.75, 0.1, 0.15]))
     return tuple(str(place) for place in places - (places[0] if rng.random() < 0.8 else 1))
-
-
-def _junction_name(rng: np.random.Generator) -> str:
-    number, letter = int(rng.integers(100)), "ABCDEJnc"[rng.integers(8)]
-    plain = [str(number), f"{letter}{number}", f"{letter}{number % 10}", "center", "tl"]
-    long = [f"cluster_{number}_{number * 7}", f"gneJ{number}", str(int(rng.integers(10**6, 10**10)))]
-    return str(rng.choice(plain if rng.random() < 0.85 else long))
 
 
 def discharge(observation: Observation) -> tuple[int, int]:

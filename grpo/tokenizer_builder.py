@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .prompt_builder import ANSWERS, PromptForm, build_prompt, system_prompt
+from .prompt_builder import ANSWERS, ANY_LIGHT, PromptForm, build_prompt, system_prompt
 from .records import ACTIONS, Observation, PhaseMetrics
 from .small_model import CHAT_TEMPLATE
 
@@ -28,7 +28,7 @@ def prompt_pieces(fields: Sequence[str]) -> list[str]:
         Observation(name, number, order, name, number, number, number, number, number, dict.fromkeys(order, phase)),
         fields,
     )
-    return list(dict.fromkeys(re.split(f"{name}+|{number}", rendered)))
+    return list(dict.fromkeys(re.split(f"{name}+|{number}|{ANY_LIGHT}", rendered)))
 
 
 def answer_pieces() -> list[str]:

@@ -190,6 +190,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
         gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=config.logging_steps,
         logging_first_step=True,
+        logging_nan_inf_filter=False,
         save_steps=config.save_steps,
         save_total_limit=2,
         eval_strategy="steps" if held_out else "no",

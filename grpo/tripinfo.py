@@ -6,8 +6,9 @@ still driving, and the ones that never found room to enter. Time counts from the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,7 +19,8 @@ GRIDLOCK_WINDOW_S = 300.0
 GRIDLOCK_HALTING_SHARE = 0.5
 """Mean share of halting vehicles in that window from which a road without arrivals is gridlocked."""
 
-_TRIPS, _SUMMARY, _STATISTICS = "tripinfo.xml", "summary.xml", "statistics.xml"
+# Names that no scenario gives to files of its own: those come into the same folder.
+_TRIPS, _SUMMARY, _STATISTICS = "scu-tsc-tripinfo.xml", "scu-tsc-summary.xml", "scu-tsc-statistics.xml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,42 +43,65 @@ class TripMeasures:
     teleports: int
     emergency_brakings: int
     gridlocked: bool
+    people: int
+    avg_people_waiting_s: float
+    """Standing on foot, mean over all people who set out."""
+    own_signal_faults: int
+    """Changes from green to red without yellow that the network's own programs made."""
 
 
-def output_arguments(folder: Path) -> list[str]:
-    """SUMO options that write into ``folder`` what :func:`read_measures` reads."""
-    return [
-        *("--tripinfo-output", str(folder / _TRIPS)),
-        *("--tripinfo-output.write-unfinished", "true"),
-        *("--tripinfo-output.write-undeparted", "true"),
-        *("--summary-output", str(folder / _SUMMARY)),
-        *("--statistic-output", str(folder / _STATISTICS)),
-        *("--max-depart-delay", "-1"),
-        # What a scenario's own file may say must not rename the files or change how times are written.
-        *("--output-prefix", ""),
-        *("--human-readable-time", "false"),
-    ]
+OUTPUTS = (
+    *("--tripinfo-output", _TRIPS),
+    *("--tripinfo-output.write-unfinished", "true"),
+    *("--tripinfo-output.write-undeparted", "true"),
+    *("--summary-output", _SUMMARY),
+    *("--statistic-output", _STATISTICS),
+)
+"""SUMO options that write what :func:`read_measures` reads."""
 
 
-def read_measures(folder: Path) -> TripMeasures:
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What SUMO's files do not tell, counted while it ran."""
+
+    waiting: frozenset[str]
+    """Vehicles that were due at the end and had found no room to enter."""
+    vehicles: int
+    """Vehicles that set out."""
+    people: int = 0
+    """People who set out."""
+    people_waiting_s: int = 0
+    """Standing people summed over seconds."""
+    own_signal_faults: int = 0
+
+
+def read_measures(folder: Path, observed: Observed) -> TripMeasures:
     """Read the files of a closed run.
 
-    Raises :class:`ScenarioError` where a file is missing or cut short, or where no vehicle was to depart.
+    Raises :class:`ScenarioError` where a file is missing or cut short, where no vehicle was to depart, and for a
+    measure that is not a number.
     """
-    vehicles = stops = arrived = not_inserted = 0
+    vehicles = stops = arrived = departed = not_inserted = 0
     delay = travel = waiting = 0.0
     for trip in _elements(folder / _TRIPS, "tripinfo"):
         depart_delay = float(trip["departDelay"])
-        # SUMO reads routes ahead of time: a vehicle that never departed and is not yet late is not due yet.
-        if float(trip["depart"]) < 0 and depart_delay <= 0:
+        # SUMO reads routes ahead of time: a vehicle that never departed may not have been due. Nor is one that departs
+        # as soon as somebody gets in, whom nobody kept from it.
+        if float(trip["depart"]) < 0 and trip["id"] not in observed.waiting:
             continue
         vehicles += 1
+        departed += float(trip["depart"]) >= 0
         delay += float(trip["timeLoss"]) + depart_delay
         travel += float(trip["duration"]) + depart_delay
         waiting += float(trip["waitingTime"]) + depart_delay
         stops += int(trip["waitingCount"])
-        arrived += float(trip["arrival"]) >= 0
+        arrived += float(trip["arrival"]) >= 0 and not trip.get("vaporized")  # not one that SUMO took out on its way
         not_inserted += float(trip["depart"]) < 0
+    if departed < observed.vehicles:
+        raise ScenarioError(
+            f"SUMO's tripinfo holds {departed} of {observed.vehicles} vehicles; remove has.tripinfo.device from the "
+            "vehicle types"
+        )
     if vehicles == 0:
         raise ScenarioError("no vehicle was to depart before the end; check the routes and the begin and end times")
     seconds = [
@@ -85,7 +110,7 @@ def read_measures(folder: Path) -> TripMeasures:
     ]
     teleports = next(_elements(folder / _STATISTICS, "teleports"))
     safety = next(_elements(folder / _STATISTICS, "safety"))
-    return TripMeasures(
+    measures = TripMeasures(
         avg_delay_s=delay / vehicles,
         avg_travel_time_s=travel / vehicles,
         avg_waiting_s=waiting / vehicles,
@@ -96,7 +121,14 @@ def read_measures(folder: Path) -> TripMeasures:
         teleports=int(teleports["total"]),
         emergency_brakings=int(safety["emergencyBraking"]),
         gridlocked=is_gridlocked(seconds),
+        people=observed.people,
+        avg_people_waiting_s=observed.people_waiting_s / observed.people if observed.people else 0.0,
+        own_signal_faults=observed.own_signal_faults,
     )
+    for name, value in asdict(measures).items():
+        if not math.isfinite(value):
+            raise ScenarioError(f"{name} is {value}: SUMO's output holds a number that is none")
+    return measures
 
 
 def is_gridlocked(seconds: list[tuple[float, int, int, int]]) -> bool:

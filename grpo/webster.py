@@ -7,22 +7,31 @@ their order and transitions stay the network's own. Every light is timed for its
 
 from __future__ import annotations
 
-import gzip
+import os
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from .errors import ScenarioError
+from .records import time_text
 from .signals import SignalPlan
+from .sumo_home import sumo_binary, sumo_environment
+from .workers import die_with_parent
+
+if TYPE_CHECKING:
+    from .network import Network
 
 SATURATION_VEH_H = 1500.0
 """Vehicles that one lane discharges in an hour of green: the textbook's 1,800 less what turning and yielding cost."""
 LONGEST_CYCLE_S = 120
+_ROUTING_TIMEOUT_S = 600.0
 _LARGEST_LOAD = 0.95
 """Sum of the flow ratios from which the formula's cycle has no meaning; the longest cycle is taken then."""
 
@@ -39,17 +48,16 @@ class Turn:
     links: tuple[int, ...]
 
 
-def webster_plans(plans: Sequence[SignalPlan], sumocfg: Path) -> list[SignalPlan]:
-    """The plans with the durations of their greens set by Webster's formula.
+def webster_plans(network: Network, sumocfg: Path) -> list[SignalPlan]:
+    """The plans of a network with the durations of their greens set by Webster's formula.
 
     Raises :class:`ScenarioError` with duarouter's message where it cannot read the demand.
     """
-    inputs = _Inputs.of(sumocfg)
-    flows = _flows(inputs)
-    turns = _turns(inputs.net)
+    flows = _flows(network, sumocfg)
     timed = []
-    for plan in plans:
-        ratios = flow_ratios([green.state for green in plan.greens], turns.get(plan.junction_id, []), flows)
+    for plan in network.plans:
+        turns = _turns(network.links[plan.junction_id])
+        ratios = flow_ratios([green.state for green in plan.greens], turns, flows)
         durations = green_times(
             ratios,
             least=[green.min_green for green in plan.greens],
@@ -112,85 +120,68 @@ def lane_flows(turns: Sequence[Turn], flows: Mapping[Movement, float]) -> list[f
     return shares
 
 
-# ---------------------------------------------------------------------- the scenario's files
+# ---------------------------------------------------------------------- the scenario's demand
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    net: Path
-    routes: list[Path]
-    additional: list[Path]
-    begin: float
-    end: float | None
-
-    @classmethod
-    def of(cls, sumocfg: Path) -> _Inputs:
-        """What a ``.sumocfg`` names; times in seconds."""
-        root = ElementTree.parse(sumocfg).getroot()
-
-        def value(*names: str) -> str:
-            found = (element.get("value", element.get("v")) for name in names for element in root.iter(name))
-            return next((text for text in found if text), "")
-
-        def files(*names: str) -> list[Path]:
-            return [sumocfg.parent / name.strip() for name in value(*names).split(",") if name.strip()]
-
-        end = float(value("end") or -1)
-        return cls(
-            net=files("net-file", "net", "n")[0],
-            routes=files("route-files", "routes", "r"),
-            additional=files("additional-files", "additional", "a"),
-            begin=float(value("begin", "b") or 0),
-            end=end if end > 0 else None,
-        )
-
-
-def _flows(inputs: _Inputs) -> dict[Movement, float]:
+def _flows(network: Network, sumocfg: Path) -> dict[Movement, float]:
     """Vehicles an hour of every movement, over the time of the scenario."""
-    from .synthetic_roads import sumo_binary
-
     counts: Counter[Movement] = Counter()
-    last = inputs.begin
+    last = network.begin
+    options = network.options
     with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
         output = Path(folder) / "routes.xml"
-        command = [sumo_binary("duarouter"), "--net-file", str(inputs.net), "--seed", "1"]
-        command += ["--route-files", ",".join(map(str, inputs.routes)), "--output-file", str(output)]
+        command = [sumo_binary("duarouter"), "--net-file", options.get("net-file"), "--seed", "1"]
+        command += ["--output-file", str(output), "--begin", time_text(network.begin)]
         command += ["--ignore-errors", "--no-warnings", "--no-step-log", "--xml-validation", "never"]
-        if inputs.additional:
-            command += ["--additional-files", ",".join(map(str, inputs.additional))]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if network.end < float("inf"):
+            command += ["--end", time_text(network.end)]
+        for name in ("route-files", "additional-files"):
+            if files := options.files(name):
+                command += [f"--{name}", ",".join(files)]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_ROUTING_TIMEOUT_S,
+                env=sumo_environment(),
+                preexec_fn=partial(die_with_parent, os.getpid()),
+            )
+        except subprocess.TimeoutExpired:
+            raise ScenarioError(
+                f"{sumocfg}: duarouter needs more than {_ROUTING_TIMEOUT_S:g} s for the demand"
+            ) from None
         if done.returncode != 0:
             said = next((line for line in done.stderr.splitlines() if "Error:" in line), f"exit code {done.returncode}")
-            raise ScenarioError(f"{inputs.routes[0]}: duarouter cannot read the demand: {said.replace('Error: ', '')}")
-        for vehicle in _elements(output, "vehicle"):
-            depart, route = float(vehicle.get("depart", "nan")), vehicle.find("route")
-            if route is None or not inputs.begin <= depart < (inputs.end or float("inf")):
+            raise ScenarioError(f"{sumocfg}: duarouter cannot read the demand: {said.replace('Error: ', '')}")
+        for vehicle in _elements(output, "vehicle") if output.exists() else ():
+            depart, route = vehicle.get("depart", ""), vehicle.find("route")
+            if route is None or not depart[:1].isdigit():  # one that departs once somebody has got in has no time
                 continue
-            last = max(last, depart)
-            edges = route.get("edges", "").split()
-            counts.update(pairwise(edges))
-    hours = max((inputs.end or last) - inputs.begin, 1.0) / 3600
+            if network.begin <= float(depart) < network.end:
+                last = max(last, float(depart))
+                counts.update(pairwise(route.get("edges", "").split()))
+    hours = max((network.end if network.end < float("inf") else last) - network.begin, 1.0) / 3600
     return {movement: count / hours for movement, count in counts.items()}
 
 
-def _turns(net: Path) -> dict[str, list[Turn]]:
-    """The turns of every light."""
-    links: dict[str, dict[tuple[str, Movement], list[int]]] = {}
-    for connection in _elements(net, "connection"):
-        if light := connection.get("tl"):
-            before, behind = connection.get("from", ""), connection.get("to", "")
-            key = f"{before}_{connection.get('fromLane')}", (before, behind)
-            links.setdefault(light, {}).setdefault(key, []).append(int(connection.get("linkIndex", -1)))
-    return {
-        light: [Turn(lane, movement, tuple(found)) for (lane, movement), found in turns.items()]
-        for light, turns in links.items()
-    }
+def _turns(links: Sequence[Sequence[tuple[str, str]]]) -> list[Turn]:
+    """The turns of a light from the (incoming, outgoing) lanes of its links."""
+    found: dict[tuple[str, Movement], list[int]] = {}
+    for link, group in enumerate(links):
+        for lane, to in group:
+            found.setdefault((lane, (_edge(lane), _edge(to))), []).append(link)
+    return [Turn(lane, movement, tuple(dict.fromkeys(at))) for (lane, movement), at in found.items()]
+
+
+def _edge(lane: str) -> str:
+    return lane.rpartition("_")[0]
 
 
 def _elements(path: Path, tag: str) -> Iterator[ElementTree.Element]:
-    """The elements ``tag`` of an XML file that may be compressed, one after the other."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for _, element in ElementTree.iterparse(file):
-            if element.tag == tag:
-                yield element
-                element.clear()
+    """The elements ``tag`` of an XML file, one after the other."""
+    for _, element in ElementTree.iterparse(path):
+        if element.tag == tag:
+            yield element
+            element.clear()

@@ -247,7 +247,7 @@ REFUSED = [
     # scenario
     ("generate --scenarios absent.sumocfg", "absent.sumocfg: no such scenario"),
     ("generate --scenarios nothing", "nothing: holds no .sumocfg; make scenarios with `grpo scenarios`"),
-    ("generate --scenarios list.yaml", "list.yaml: is not a .sumocfg"),
+    ("generate --scenarios list.yaml", "list.yaml: is not a SUMO configuration"),
     ("evaluate --scenario absent.sumocfg --policy fixed_time", "absent.sumocfg: no such scenario"),
 ]
 
@@ -277,7 +277,7 @@ BY_SUMO = [  # the first four also in the worker processes of other stages
     ("gap/gap.sumocfg", "gap.sumocfg: SUMO ... No connection between edge 'CW' and edge 'EC'"),
     ("cut/cut.sumocfg", "cut.sumocfg: SUMO does not start: ... cut.net.xml"),
     ("netless/netless.sumocfg", "netless.sumocfg: SUMO does not start: ... netless.net.xml"),
-    ("words.sumocfg", "words.sumocfg: SUMO does not start: "),
+    ("words.sumocfg", "words.sumocfg: is not a SUMO configuration"),
     ("odd_step/odd_step.sumocfg", "odd_step.sumocfg: step-length 0.3 s does not divide one second"),
 ]
 

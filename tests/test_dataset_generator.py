@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from networks import make_cross, make_pair
+from tiny import overflowing
 
 from grpo import dataset_generator
 from grpo.config import GRPOConfig, MergeConfig
+from grpo.console import guarded
 from grpo.dataset_generator import generate
 from grpo.errors import DataError, SimulatorCrash, UnreliableError
 from grpo.labelling import Task
 from grpo.merging import merge
+from grpo.model_folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
 from grpo.replay import simulate_rows
 from grpo.workers import WorkerDied
@@ -162,3 +165,37 @@ def test_a_process_that_dies_is_tried_once_more_and_then_named(scenarios, tmp_pa
     answers = iter([DataError("mend it")])
     with pytest.raises(DataError, match="mend it"):
         list(dataset_generator._attempts(config, print, [task]))
+
+
+def test_rows_are_the_same_at_any_time_of_day_and_epoch(tmp_path):
+    def rows(begin: float) -> list[GRPODataEntry]:
+        sumocfg = make_cross(tmp_path / str(begin), duration=120)
+        times = f'<begin value="{begin}"/><end value="{begin + 120}"/>'
+        sumocfg.write_text(sumocfg.read_text().replace('<begin value="0"/><end value="120"/>', times))
+        trips = (
+            f'<vehicle id="{n}" depart="{int(begin) + n}"><route edges="{("WC CE", "NC CS")[n % 2]}"/></vehicle>'
+            for n in range(1, 90, 3)
+        )
+        (sumocfg.parent / "cross.rou.xml").write_text(f"<routes>{''.join(trips)}</routes>")
+        output = sumocfg.parent / "rows"
+        generate(_config(sumocfg, output, sample_fraction=1.0, seeds=[1], verify_fraction=1.0))
+        return _rows(output)
+
+    usual = rows(0)
+    for begin in (123_456.5, 1_700_000_000):
+        moved = rows(begin)
+        assert len({row.id for row in moved}) == len(moved) > 5
+        for row, same in zip(usual, moved, strict=True):
+            assert row.simulation_time + begin == same.simulation_time
+            assert row.outcomes is not None and row.outcomes == same.outcomes
+            assert row.phase_metrics == same.phase_metrics
+
+
+@pytest.mark.parametrize("policy", ["rollout_policy", "behaviour_policy"])
+def test_a_model_that_computes_no_numbers_labels_nothing(policy, scenarios, tmp_path, capsys):
+    folder = overflowing(SHIPPED[PRETRAINED], tmp_path / "model")
+    argv = ["--scenarios", str(scenarios / "cross"), f"--{policy.replace('_', '-')}", str(folder)]
+    assert guarded(dataset_generator.main, [*argv, "--output-dir", str(tmp_path / "rows")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "finite" in line
+    assert not list((tmp_path / "rows").glob("*/*.json"))

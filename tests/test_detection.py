@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import make_pair
+from programs import light_program
 from tiny import phase_metrics
 
 from grpo.detection import DetectionArea, LaneGraph, PhaseArea, detection_area, measure_phases, reach
+from grpo.phases import Phase
 from grpo.records import Observation, PhaseMetrics
-from grpo.signals import Phase, SignalPlan, plan_signal
-from grpo.sumo_interface import SignalSettings, TrafficSimulation
+from grpo.signals import SignalPlan, SignalSettings, plan_signal
+from grpo.sumo_interface import TrafficSimulation
 from grpo.synthetic import make_scenario
 
 LANES = [f"l{number}" for number in range(8)]
@@ -98,7 +100,7 @@ def two_arms(distance: float) -> DetectionArea:
         {"w": ["w0"], "e": ["w"], "e1": ["e"]},
     )
     own = [Phase(state, 10, 10, 10) for state in ("Grr", "yrr", "rGg", "ryy")]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     return detection_area(plan, [[("w", "e")], [("s0", "e"), ("s0", "n")], [("s1", "n")]], graph, distance)
 
 
@@ -120,7 +122,7 @@ def test_lanes_of_the_light_are_those_of_its_phases_each_once() -> None:
 def test_a_lane_that_two_approaches_share_keeps_its_least_distance() -> None:
     graph = lane_graph({"a": 50.0, "b": 80.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
     own = [Phase("GG", 10, 10, 10), Phase("yy", 3, 3, 3)]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     (area,) = detection_area(plan, [[("a", "x")], [("b", "x")]], graph, 200.0).phases
     assert area.upstream == {"a": 0.0, "b": 0.0, "feeder": 50.0}
     assert area.by_lane == {"a": ("a", "feeder"), "b": ("b", "feeder")}
@@ -128,7 +130,7 @@ def test_a_lane_that_two_approaches_share_keeps_its_least_distance() -> None:
 
 def test_state_longer_than_the_links_is_no_error() -> None:
     own = [Phase("GGG", 10, 10, 10), Phase("yyy", 3, 3, 3)]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     graph = lane_graph({"a": 50.0, "x": 10.0}, {}, {})
     (area,) = detection_area(plan, [[("a", "x")], []], graph, 100.0).phases
     assert area.incoming == ("a",)
@@ -139,9 +141,7 @@ def test_state_longer_than_the_links_is_no_error() -> None:
 LENGTH = {"w": 100.0, "v": 100.0, "w0": 200.0, "e": 40.0, "e1": 500.0}
 OFFSET = {"w": 0.0, "v": 0.0, "w0": 100.0}
 ROADS = lane_graph(LENGTH, {"e": ["e1"]}, {"w": ["w0"]})
-PLAN = plan_signal(
-    "J", [Phase("GG", 9, 9, 9), Phase("yy", 3, 3, 3)], min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3
-)  # fmt: skip
+PLAN = plan_signal("J", light_program([Phase("GG", 9, 9, 9), Phase("yy", 3, 3, 3)]), SignalSettings())
 
 Vehicle = tuple[float, float, float]
 """Position on its lane (m), speed (m/s), seconds it has been standing."""
@@ -201,7 +201,7 @@ def test_a_moving_vehicle_arrives_if_its_speed_carries_it_to_the_line(position: 
 def test_a_feeder_is_counted_for_each_phase_at_its_own_distance() -> None:
     graph = lane_graph({"a": 50.0, "b": 120.0, "feeder": 100.0, "x": 10.0}, {}, {"a": ["feeder"], "b": ["feeder"]})
     own = [Phase(state, 10, 10, 10) for state in ("Gr", "yr", "rG", "ry")]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     area = detection_area(plan, [[("a", "x")], [("b", "x")]], graph, 150.0)
     vehicles = Vehicles({"feeder": [(10.0, 0.0, 1.0), (80.0, 0.0, 2.0)]})
     first, second = measure_phases(area, vehicles.occupied, vehicles, distance=150.0, extend_seconds=5)
@@ -252,7 +252,7 @@ def two_phases(*states: str) -> DetectionArea:
     """Link 0 leaves lane a, link 1 lane b, link 2 lane c; a road behind b feeds it."""
     graph = lane_graph(dict.fromkeys(("a", "b", "c"), 50.0) | {"b0": 100.0, "x": 10.0}, {}, {"b": ["b0"]})
     own = [Phase(state, 10, 10, 10) for green in states for state in (green, green.replace("G", "y").replace("g", "y"))]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     return detection_area(plan, [[("a", "x")], [("b", "x")], [("c", "x")]], graph, 150.0)
 
 
@@ -276,7 +276,7 @@ def half_open(*states: str, turnarounds: frozenset[tuple[str, str]] = frozenset(
         length, dict.fromkeys(length, LIMIT), {}, {"a": ["a0", "a1"], "b": ["a0"]}, turnarounds=turnarounds
     )
     own = [Phase(state, 10, 10, 10) for green in states for state in (green, green.replace("G", "y").replace("g", "y"))]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     links = [[("a", "x")], [("a", "y")], [("b", "y")], [("c", "x")]]
     return [area.half_open for area in detection_area(plan, links, graph, 150.0).phases]
 
@@ -295,7 +295,7 @@ def test_nobody_waits_to_turn_round() -> None:
 def test_everybody_in_sight_of_a_half_open_lane_is_counted() -> None:
     graph = lane_graph({"a": 50.0, "b": 50.0, "a0": 100.0, "x": 10.0, "y": 10.0}, {}, {"a": ["a0"]})
     own = [Phase(state, 10, 10, 10) for state in ("GgG", "yGy", "rGr", "ryr")]
-    plan = plan_signal("J", own, min_green=5, max_green=60, extend_seconds=5, yellow_seconds=3)
+    plan = plan_signal("J", light_program(own), SignalSettings())
     area = detection_area(plan, [[("a", "x")], [("a", "y")], [("b", "x")]], graph, 140.0)
     standing, moving, out_of_range = (40.0, 0.0, 1.0), (20.0, 9.0, 0.0), (9.0, 9.0, 0.0)
     vehicles = Vehicles({"a": [standing, moving], "a0": [moving, out_of_range], "b": [standing]})

@@ -118,7 +118,7 @@ def test_sampled_groups_average_to_it(config: GRPOTrainingConfig) -> None:
     config = dataclasses.replace(config, kl_coeff=0)
     exact, rows, rewards = make(config)
     sampled, *_ = make(dataclasses.replace(config, estimator="sampled", num_generations=size))
-    learn(exact, rows, steps=200, rate=5e-3, tsc_weight=0.0)  # answers out of format are not among the groups below
+    learn(exact, rows, steps=350, rate=3e-3, tsc_weight=0.0)  # answers out of format are not among the groups below
     rate = exact._metrics["train"]["format_rate"]
     assert rate[0] < 0.95 and rate[-1] > 0.9995
     sampled.model.load_state_dict(exact.model.state_dict())

@@ -26,6 +26,7 @@ from grpo.model import load_for_inference, load_for_training, save_merged
 from grpo.model_folder import SHIPPED, base_of, is_adapter, prompt_form_of, resolve_model
 from grpo.policy import make_policy
 from grpo.prompt_builder import PHASE_FIELDS, PromptForm, ask
+from grpo.records import GRPODataEntry
 from grpo.training import train_grpo
 
 FORM = PromptForm("zh", ("lanes", "queue", "wait"))
@@ -249,7 +250,18 @@ def test_the_shipped_model_as_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_gguf_cannot_say_of_the_tokenizer_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Seven digits with a nought at the fourth place: read in threes, not as the longest numbers from the left."""
-    rows = [replace(row, junction_id=name) for name in ("cluster_1230456", "123456") for row in tiny_rows(2)]
+
+    def renamed(row: GRPODataEntry, name: str) -> GRPODataEntry:
+        """With another id for its phase ``0``."""
+        names = {"0": name}
+        return replace(
+            row,
+            phase_order=tuple(names.get(phase, phase) for phase in row.phase_order),
+            current_phase_id=names.get(row.current_phase_id, row.current_phase_id),
+            phase_metrics={names.get(phase, phase): metrics for phase, metrics in row.phase_metrics.items()},
+        )
+
+    rows = [renamed(row, name) for name in ("1230456", "123456") for row in tiny_rows(2)]
     write_dataset(tmp_path / "data", rows)
     folder = export(config("pretrained", tmp_path / "out", "gguf", states=str(tmp_path / "data")))
     assert json.loads((folder / "manifest.json").read_text())["gate"]["prompts_read_differently"] == 2
@@ -369,8 +381,11 @@ def test_differing_decisions_may_be_allowed(
 
 def test_a_model_that_does_not_decide(random_model: Path, tmp_path: Path) -> None:
     model, tokenizer = load_for_inference(str(random_model), "cpu")
-    model.model.norm.weight[0] = float("nan")
     save_merged(model, tokenizer, tmp_path / "m", form=FORM)
+    model.model.norm.weight[0] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        save_merged(model, tokenizer, tmp_path / "again", form=FORM)
+    model.save_pretrained(tmp_path / "m")
     with pytest.raises(ModelError, match="not finite"):
         export(config(tmp_path / "m", tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -30,7 +30,7 @@ from grpo.replay import simulate_rows
 
 SEEDS = (1, 2)
 TASKS = [(name, seed) for name in ("cross", "pair") for seed in SEEDS]
-KILLS = 20
+KILLS = 8
 LONG_S = 120.0
 """Seconds that no run of these tests takes, however busy the machine is."""
 INTERRUPTED = "interrupted; run the same command again to go on"

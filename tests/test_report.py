@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from grpo.report import (
     bootstrap_interval,
     compared_policies,
     display_names,
+    own_fault_lines,
     print_report,
     summarise,
     verdict,
@@ -183,6 +184,23 @@ def test_the_tables_say_it_without_colour(summary) -> None:
     assert "-21 %" in row
     assert "lower delay" in row
     assert text.count("(s/veh") >= 3
+
+
+def test_people_stand_in_the_table_where_there_are_some(summary) -> None:
+    on_foot = [
+        replace(episode(policy, "cross", 1, 30.0), people=7, avg_people_waiting_s=seconds)
+        for policy, seconds in (("fixed_time", 21.5), (MODEL, 12.25))
+    ]
+    assert "12.2*" in line_with(printed(summarise(on_foot, seed=1)), "grpo_model", "1.50")
+    assert "on foot" not in printed(summary)
+
+
+def test_what_the_networks_own_programs_do_wrong_is_told_by_scenario() -> None:
+    faults = [
+        replace(episode("random", name, 1, 9.0), own_signal_faults=n) for name, n in (("a", 3), ("b", 0), ("a", 5))
+    ]
+    (line,) = own_fault_lines([*faults, episode("random", "c", 1, None)])
+    assert line == "a: its own programs change from green to red without yellow, 5 times in an episode"
 
 
 def test_a_policy_with_failures_is_never_marked_best() -> None:

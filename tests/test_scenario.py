@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import driven, is_green
 
 from grpo.config import ScenarioSuiteConfig
 from grpo.errors import OutputError, ScenarioError
 from grpo.scenario import LOADS, SCHEDULE, find_scenarios, generate_suite, scenario_name, unique_names
-from grpo.signals import is_green, yellow_between
+from grpo.signals import yellow_between
+from grpo.sumo_home import sumo_binary
 from grpo.synthetic import KINDS, _to_sum, make_scenario
 from grpo.synthetic_demand import Burst, _intervals
 from grpo.synthetic_lanes import Approach, find_turns, lane_uses
 from grpo.synthetic_phases import Junction, draw_phases
 from grpo.synthetic_programs import Limits, transition
-from grpo.synthetic_roads import sumo_binary
 
 
 def suite(folder: Path, **settings: int) -> dict[str, bytes]:
@@ -127,7 +128,7 @@ def test_every_program_has_greens_with_yellow_between(written: Path) -> None:
             assert all(int(p["minDur"]) <= int(p["duration"]) <= int(p["maxDur"]) for p in greens)
         for before, after in zip(states, states[1:] + states[:1], strict=True):
             assert before != after
-            assert yellow_between(before, after) is None
+            assert yellow_between(before, after, driven(len(before))) is None
             assert not any(b == "y" and a in "Gg" for b, a in zip(before, after, strict=True))
         assert sum(int(phase["duration"]) for phase in phases) == told["cycle_s"]
 
@@ -243,14 +244,27 @@ def test_find_scenarios_takes_files_and_folders_once(tmp_path: Path) -> None:
     assert unique_names(files) == {"one": files[0], "a": files[1]}
 
 
+def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
+    names = {"x.sumo.cfg": "x", "y.sumocfg.xml": "y", "run.cfg": "run", "plain": "plain", "a.b.sumocfg": "a.b"}
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(unique_names(find_scenarios([tmp_path / name for name in names]))) == sorted(names.values())
+    assert [path.name for path in find_scenarios([tmp_path])] == ["a.b.sumocfg"]
+
+
+@pytest.mark.parametrize("name", ["..sumocfg", "...sumocfg", ".sumocfg"])
+def test_a_file_that_leaves_no_name_is_refused(name: str) -> None:
+    with pytest.raises(ScenarioError, match="rename the file"):
+        scenario_name(name)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda path: None, "no such scenario; make scenarios with `grpo scenarios`"),
         (lambda path: path.mkdir(), "holds no .sumocfg; make scenarios with `grpo scenarios`"),
-        (lambda path: path.touch(), "is not a .sumocfg"),
     ],
-    ids=["missing", "empty folder", "another file"],
+    ids=["missing", "empty folder"],
 )
 def test_find_scenarios_says_what_is_wrong(tmp_path: Path, make: object, message: str) -> None:
     path = tmp_path / "thing"
@@ -305,7 +319,7 @@ def test_transitions_show_yellow_to_those_that_stop(states: tuple[str, str], yel
     before, after = states
     steps = transition(before, after, Limits(yellow_s, all_red_s, None))
     shown = [before, *(state for _, state in steps), after]
-    assert all(yellow_between(*pair) is None for pair in pairwise(shown))
+    assert all(yellow_between(*pair, driven(len(pair[0]))) is None for pair in pairwise(shown))
     assert not any(is_green(state) for _, state in steps)
     for link, (b, a) in enumerate(zip(before, after, strict=True)):
         signs = {state[link] for _, state in steps}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import tiny_rows, write_dataset
+from tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.config import GRPOTrainingConfig, SFTDataConfig, SFTTrainingConfig
@@ -232,6 +232,19 @@ def test_too_long_rows_are_refused_before_anything_is_written(
     with pytest.raises(DataError, match="max_seq_length = 64"):
         train_sft(settings(random_model, sft_file, tmp_path / "m", max_seq_length=64))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(random_model: Path, sft_file: Path, tmp_path: Path) -> None:
+    config = settings(overflowing(random_model, tmp_path / "far"), sft_file, tmp_path / "m", optim="adamw_torch")
+    with pytest.raises(ModelError, match="the loss is nan at step 1; lower learning_rate"):
+        train_sft(config)
+    assert not list((tmp_path / "m").glob("*.safetensors"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(sft_file: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "marked.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + sft_file.read_bytes())
+    assert load_sft_rows(marked) == load_sft_rows(sft_file)
 
 
 def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

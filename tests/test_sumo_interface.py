@@ -13,9 +13,11 @@ from random import Random
 import pytest
 from networks import make_cross, make_pair
 
-from grpo import sumo_interface
+from grpo import network
 from grpo.errors import ScenarioError, SimulatorCrash
-from grpo.sumo_interface import SignalSettings, TrafficSimulation, read_network
+from grpo.network import read_network
+from grpo.signals import SignalSettings
+from grpo.sumo_interface import TrafficSimulation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 
@@ -73,6 +75,7 @@ def test_signal_constraints_hold_under_random_decisions(name, extend_share, cros
                     green_since[junction] = simulation.time - 1
                 shown[junction] = now
         assert asked > 10
+        assert simulation.judge_signals() == ([], [])
 
 
 def test_yes_keeps_the_green_for_exactly_extend_seconds(cross):
@@ -132,15 +135,70 @@ def test_closing_twice_is_harmless_and_a_second_start_works(cross):
         second.step()
 
 
+def _other_program(lights, name: str) -> None:
+    lights.setProgram(name, "0")
+
+
+def _other_phase(lights, name: str) -> None:
+    lights.setPhase(name, 3)
+
+
+def _other_state(lights, name: str) -> None:
+    lights.setRedYellowGreenState(name, "G" * len(lights.getRedYellowGreenState(name)))
+
+
+def _other_logic(lights, name: str) -> None:
+    (logic,) = [one for one in lights.getAllProgramLogics(name) if one.programID == "0"]
+    logic.programID = "somebody's"
+    lights.setProgramLogic(name, logic)
+
+
+@pytest.mark.parametrize(
+    ("meddle", "said"),
+    [
+        (_other_program, "at 11 s light 'C' runs program '0' instead of the controller's; remove what switches it"),
+        (_other_phase, "at 11 s light 'C' shows phase 3 instead of 0; remove what sets its phases"),
+        (_other_state, "at 11 s light 'C' shows 'GGGGGGGGGGGG' instead of "),
+        (_other_logic, "at 11 s light 'C' runs program 'somebody's' instead of the controller's"),
+    ],
+)
+def test_who_else_drives_a_light_is_named_and_the_run_stops(meddle, said, cross):
+    with TrafficSimulation(cross, seed=1) as simulation, pytest.raises(ScenarioError) as stopped:
+        while simulation.time < 60:
+            for observation in simulation.due():
+                simulation.apply(observation.junction_id, "yes" if simulation.time < 20 else "no")
+            if simulation.time == 10:
+                meddle(simulation._sumo.trafficlight, "C")
+            simulation.step()
+    assert said in str(stopped.value) and len(str(stopped.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("stays", "earliest", "latest"), [(False, 100, 400), (True, 3700, 4000)])
+def test_a_scenario_without_an_end_is_over_when_nothing_moves_any_more(stays, earliest, latest, tmp_path):
+    """With the last arrival; where a vehicle stands for ever, an hour after that."""
+    sumocfg = make_cross(tmp_path, duration=100)
+    (tmp_path / "stays.add.xml").write_text(
+        '<additional><trip id="stays" depart="0" from="WC" to="CE">'
+        '<stop lane="WC_0" startPos="20" endPos="40" duration="99999"/></trip></additional>'
+    )
+    text = sumocfg.read_text().replace('<end value="100"/>', "")
+    added = '<additional-files value="stays.add.xml"/></input>' if stays else "</input>"
+    sumocfg.write_text(text.replace("</input>", added))
+    with TrafficSimulation(sumocfg, seed=1, program="own") as simulation:
+        while not simulation.finished:
+            simulation.step()
+        assert earliest < simulation.time < latest
+
+
 def test_lights_that_cannot_be_controlled_are_left_alone(tmp_path):
     sumocfg = make_cross(tmp_path, lights=False)
     assert read_network(sumocfg, SignalSettings()).plans == ()
-    with pytest.raises(ScenarioError, match="no light"):
+    with pytest.raises(ScenarioError, match="has no traffic lights"):
         TrafficSimulation(sumocfg, seed=1)
 
 
-def test_a_missing_system_library_is_named_with_what_to_install(cross, monkeypatch):
-    monkeypatch.setattr(sumo_interface, "_networks", {})
+def test_a_missing_system_library_is_named_with_what_to_install(tmp_path, monkeypatch):
+    cross = make_cross(tmp_path)
     monkeypatch.setitem(sys.modules, "libsumo", None)  # an import of it raises ImportError
     with pytest.raises(ScenarioError, match=r"does not load \(.*libsumo.*\); .*apt-get install libatomic1 "):
         read_network(cross, SignalSettings())
@@ -152,6 +210,6 @@ def test_native_crash_while_a_network_is_read_is_one_line(tmp_path, monkeypatch)
         os.kill(os.getpid(), signal.SIGSEGV)
 
     sumocfg = make_cross(tmp_path)
-    monkeypatch.setattr(sumo_interface, "_start", crash)
-    with pytest.raises(SimulatorCrash, match=r"cross\.sumocfg: SUMO does not start \(died of SIGSEGV\)"):
+    monkeypatch.setattr(network, "start_sumo", crash)
+    with pytest.raises(SimulatorCrash, match=r"cross\.sumocfg: SUMO does not run \(died of SIGSEGV\)"):
         read_network(sumocfg, SignalSettings())

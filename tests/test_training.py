@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import tiny_rows, write_dataset
+from tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.checkpoints import newest_checkpoint
 from grpo.config import GRPOTrainingConfig, load_config
-from grpo.errors import ConfigError, DataError, GrpoError, OutputError
+from grpo.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.model_folder import prompt_form_of, write_card
 from grpo.outcome_cache import fill_outcomes
 from grpo.prompt_builder import DEFAULT_FORM, PromptForm, ask, build_messages, system_prompt
@@ -616,17 +616,26 @@ def test_full_disk_is_one_line(
 
 def test_long_prompts_are_left_out(answering_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = tiny_rows(12)
-    rows[3] = dataclasses.replace(rows[3], junction_id="1" * 400)
+    metrics = {"1" * 400: rows[3].phase_metrics["0"], "2": rows[3].phase_metrics["2"]}
+    long = {"phase_metrics": metrics, "phase_order": tuple(metrics), "current_phase_id": "2"}
+    rows[3] = dataclasses.replace(rows[3], **long)
     config = small(answering_model, write_dataset(tmp_path / "data", rows), tmp_path / "out", max_steps=1)
     folder = train_grpo(dataclasses.replace(config, max_seq_length=500))
     assert "1 of 12 rows are left out" in caplog.text
     assert json.loads((folder / "manifest.json").read_text())["rows"]["train"] == 11
 
 
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_numbers_that_are_not_finite_end_the_run(answering_model, dataset, tmp_path, estimator) -> None:
+    config = small(overflowing(answering_model, tmp_path / "far"), dataset, tmp_path / "m", estimator=estimator)
+    with pytest.raises(ModelError, match=r"(loss is nan|are not numbers) at step 1; lower learning_rate"):
+        train_grpo(config)
+    assert not list((tmp_path / "m").glob("*.safetensors"))
+
+
 def test_wrong_reference_is_noticed() -> None:
     from transformers import TrainerControl, TrainerState
 
-    from grpo.errors import ModelError
     from grpo.grpo_trainer import ReferenceCheck
 
     check, control = ReferenceCheck(), TrainerControl()

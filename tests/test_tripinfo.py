@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.errors import ScenarioError
-from grpo.tripinfo import GRIDLOCK_WINDOW_S, is_gridlocked, read_measures
+from grpo.tripinfo import GRIDLOCK_WINDOW_S, Observed, is_gridlocked, read_measures
 
 TRIP = (
     '<tripinfo id="{id}" depart="{depart}" departDelay="{depart_delay}" arrival="{arrival}" duration="{duration}" '
@@ -28,6 +28,8 @@ NEVER_INSERTED = TRIP.format(
 NOT_DUE_YET = TRIP.format(
     id="d", depart="-1", depart_delay="0.00", arrival="-1.00", duration="0.00", waiting="0.00", stops=0, loss=0
 )
+TRIGGERED = NEVER_INSERTED.replace('id="c"', 'id="e"')
+NOBODY = Observed(frozenset(), vehicles=0)
 STATISTICS = '<statistics><teleports total="3" jam="3"/><safety collisions="0" emergencyBraking="4"/></statistics>'
 
 
@@ -37,16 +39,16 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         steps = "".join(
             f'<step time="{t}.00" running="5" waiting="0" halting="{h}" arrived="1"/>' for t, h in enumerate(halting)
         )
-        (tmp_path / "tripinfo.xml").write_text(f"<tripinfos>{''.join(trips)}</tripinfos>")
-        (tmp_path / "summary.xml").write_text(f"<summary>{steps}</summary>")
-        (tmp_path / "statistics.xml").write_text(STATISTICS)
+        (tmp_path / "scu-tsc-tripinfo.xml").write_text(f"<tripinfos>{''.join(trips)}</tripinfos>")
+        (tmp_path / "scu-tsc-summary.xml").write_text(f"<summary>{steps}</summary>")
+        (tmp_path / "scu-tsc-statistics.xml").write_text(STATISTICS)
         return tmp_path
 
     return write
 
 
 def test_unfinished_and_never_inserted_vehicles_count(run: Callable[..., Path]) -> None:
-    measures = read_measures(run(ARRIVED, DRIVING, NEVER_INSERTED))
+    measures = read_measures(run(ARRIVED, DRIVING, NEVER_INSERTED), Observed(frozenset({"c"}), 2, 4, 10, 3))
     assert measures.avg_delay_s == pytest.approx((20.5 + 2 + 9.5 + 40) / 3)
     assert measures.avg_travel_time_s == pytest.approx((50 + 2 + 30 + 40) / 3)
     assert measures.avg_waiting_s == pytest.approx((12 + 2 + 5 + 40) / 3)
@@ -54,23 +56,43 @@ def test_unfinished_and_never_inserted_vehicles_count(run: Callable[..., Path]) 
     assert (measures.throughput_veh, measures.not_inserted_veh, measures.stops) == (1, 1, 3)
     assert (measures.teleports, measures.emergency_brakings) == (3, 4)
     assert not measures.gridlocked
+    assert (measures.people, measures.avg_people_waiting_s, measures.own_signal_faults) == (4, 2.5, 3)
+
+
+def test_a_vehicle_that_is_taken_out_on_its_way_has_not_arrived(run: Callable[..., Path]) -> None:
+    taken = ARRIVED.replace('id="a"', 'id="z"').replace('vaporized=""', 'vaporized="calibrator"')
+    assert read_measures(run(ARRIVED, taken), NOBODY).throughput_veh == 1
 
 
 def test_vehicles_due_after_the_end_do_not_count(run: Callable[..., Path]) -> None:
-    assert read_measures(run(ARRIVED, NOT_DUE_YET)) == read_measures(run(ARRIVED))
+    assert read_measures(run(ARRIVED, NOT_DUE_YET), NOBODY) == read_measures(run(ARRIVED), NOBODY)
+
+
+def test_a_vehicle_that_nobody_kept_from_setting_out_does_not_count(run: Callable[..., Path]) -> None:
+    assert read_measures(run(ARRIVED, TRIGGERED), NOBODY) == read_measures(run(ARRIVED), NOBODY)
+
+
+def test_a_measure_that_is_no_number_is_an_error(run: Callable[..., Path]) -> None:
+    with pytest.raises(ScenarioError, match="avg_delay_s is nan"):
+        read_measures(run(ARRIVED.replace('timeLoss="20.5"', 'timeLoss="nan"')), NOBODY)
+
+
+def test_vehicles_that_sumo_was_told_to_leave_out_are_missed(run: Callable[..., Path]) -> None:
+    with pytest.raises(ScenarioError, match=r"tripinfo holds 1 of 3 vehicles; remove has.tripinfo.device from the"):
+        read_measures(run(ARRIVED, NEVER_INSERTED), Observed(frozenset({"c"}), 3))
 
 
 def test_a_run_without_vehicles_is_no_result(run: Callable[..., Path]) -> None:
     with pytest.raises(ScenarioError, match="no vehicle was to depart"):
-        read_measures(run(NOT_DUE_YET))
+        read_measures(run(NOT_DUE_YET), NOBODY)
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("<tripinfos><trip")])
 def test_output_that_is_missing_or_cut_short_is_an_error(run: Callable[..., Path], damage: Callable) -> None:
     folder = run(ARRIVED)
-    damage(folder / "tripinfo.xml")
+    damage(folder / "scu-tsc-tripinfo.xml")
     with pytest.raises(ScenarioError, match=r"tripinfo\.xml: SUMO's output cannot be read"):
-        read_measures(folder)
+        read_measures(folder, NOBODY)
 
 
 @pytest.mark.parametrize(

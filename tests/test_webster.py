@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from networks import make_cross
 
 from grpo.errors import ScenarioError
-from grpo.sumo_interface import SignalSettings, read_network
+from grpo.network import read_network
+from grpo.signals import SignalSettings
 from grpo.webster import LONGEST_CYCLE_S, SATURATION_VEH_H, Turn, flow_ratios, green_times, lane_flows, webster_plans
 
 
@@ -80,7 +81,7 @@ def test_no_vehicle_is_lost_or_made_up(pairs: list[tuple[int, int]], rates: list
 
 
 def greens(sumocfg: Path) -> list[float]:
-    (plan,) = webster_plans(read_network(sumocfg, SignalSettings()).plans, sumocfg)
+    (plan,) = webster_plans(read_network(sumocfg, SignalSettings()), sumocfg)
     return [plan.phases[green.index].duration for green in plan.greens]
 
 
@@ -118,7 +119,7 @@ def test_a_compressed_network_is_read(tmp_path: Path) -> None:
 
 def test_demand_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     sumocfg = make_cross(tmp_path)
-    plans = read_network(sumocfg, SignalSettings()).plans
+    network = read_network(sumocfg, SignalSettings())
     (tmp_path / "cross.rou.xml").write_text("<routes><vehicle")
-    with pytest.raises(ScenarioError, match=r"cross\.rou\.xml: duarouter cannot read the demand: "):
-        webster_plans(plans, sumocfg)
+    with pytest.raises(ScenarioError, match=r"cross\.sumocfg: duarouter cannot read the demand: "):
+        webster_plans(network, sumocfg)

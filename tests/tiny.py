@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from grpo.prompt_builder import ANSWERS, build_prompt
 from grpo.records import Action, GRPODataEntry, Observation, Outcome, PhaseMetrics, best_of, row_to_json
@@ -159,4 +163,13 @@ def tiny_model(folder: Path, *, seed: int = 0, hidden_size: int = 32, layers: in
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def overflowing(model: Path, folder: Path) -> Path:
+    """A copy of a model whose weights are finite numbers, and whose logits are not."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], 3e38)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
