@@ -33,6 +33,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/modules.py --check
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -127,8 +127,8 @@ def _replay(sumo: Any, set_light: Callable[..., None], calls: Calls) -> Callable
 
 
 def _controller(scenario: Path, seed: int, policy: str) -> Started:
-    from grpo.baselines import make_rule_policy
-    from grpo.signals import SignalSettings
+    from grpo.policies.rules import make_rule_policy
+    from grpo.simulator.signals import SignalSettings
     from grpo.sumo_interface import TrafficSimulation
 
     settings = SignalSettings(

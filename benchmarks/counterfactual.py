@@ -36,14 +36,14 @@ from typing import Any
 
 from networks import scenario
 
-from grpo.baselines import make_rule_policy
-from grpo.counterfactual import Counterfactuals, Horizon, drive
-from grpo.forks import CHEAP_FORKS, BranchError, in_fork
-from grpo.network import read_network
+from grpo.labels.counterfactual import Counterfactuals, Horizon, drive
+from grpo.policies.rules import make_rule_policy
 from grpo.records import ACTIONS, Action, Outcome, time_text
-from grpo.signals import programs_xml
+from grpo.simulator.network import read_network
+from grpo.simulator.signals import programs_xml
 from grpo.sumo_interface import TrafficSimulation
-from grpo.workers import run_isolated
+from grpo.system.forks import CHEAP_FORKS, BranchError, in_fork
+from grpo.system.workers import run_isolated
 
 EXPLORATION, SAMPLED = 0.25, 0.5  # as `grpo generate` does by default
 

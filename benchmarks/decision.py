@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 from closed_loop import machine
 
-from grpo.language_policy import small_policy
-from grpo.model_folder import resolve_model
+from grpo.models.folder import resolve_model
+from grpo.models.numpy_qwen2 import SmallModel, chat_text
+from grpo.models.random_states import draw_states
+from grpo.policies.language_model import small_policy
 from grpo.prompt_builder import ask
-from grpo.small_model import SmallModel, chat_text
-from grpo.synthetic_states import draw_states
 
 
 def products(config: dict[str, int], tokens: int) -> Callable[[], None]:

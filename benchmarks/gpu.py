@@ -302,7 +302,7 @@ class Bench:
         folders = [folder for trained in self.all(*(partial(train, way) for way in ways)) for folder in trained]
         if "stage/alone" not in folders:
             return {}  # there is nothing to compare with
-        shipped = str(ROOT / "grpo" / "embedded_model")
+        shipped = str(ROOT / "grpo" / "models" / "shipped" / "base")
         chances = json.loads(self.run("stage-decisions", STEPS, "chances", "transformers", shipped, *folders)[-1])
         found: dict[str, Any] = {"as it was": asdict(compare(chances["stage/alone"], chances[shipped]))}
         for name in folders:

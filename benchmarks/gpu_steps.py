@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo.agreement import leave
+from grpo.learning.distributed import leave
 
 STATES = 500
 """Decisions that are compared where two models should be the same."""
@@ -32,15 +32,15 @@ def standin(kind: str, folder: str, shape: str) -> Any:
 
 def chances(backend: str, *models: str) -> Any:
     """Probabilities of ``yes`` in the same random states by each model, as plain transformers or Unsloth loads it."""
-    from grpo.model import choose_backend
+    from grpo.models.loading import choose_backend
 
     choose_backend(backend, models[0])  # type: ignore[arg-type]
-    from grpo.language_policy import LanguageModelPolicy
-    from grpo.model import load_for_inference
-    from grpo.model_folder import prompt_form_of
-    from grpo.policy import TorchScorer
+    from grpo.models.folder import prompt_form_of
+    from grpo.models.loading import load_for_inference
+    from grpo.models.random_states import draw_states
+    from grpo.policies.language_model import LanguageModelPolicy
+    from grpo.policies.torch_scorer import TorchScorer
     from grpo.prompt_builder import ask
-    from grpo.synthetic_states import draw_states
 
     states = draw_states(np.random.default_rng(7), STATES)
     found: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def speed(backend: str, model: str, *rows: str) -> Any:
 
     The weights are random, and sampled answers stop after as many tokens as a well-formed answer has.
     """
-    from grpo.model import choose_backend
+    from grpo.models.loading import choose_backend
 
     choose_backend(backend, model)  # type: ignore[arg-type]
     from transformers import AutoTokenizer
@@ -114,8 +114,8 @@ def speed(backend: str, model: str, *rows: str) -> Any:
 def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     """In each process of a launcher: what 32 prompts a step teach, and seconds of steps with 32 for each process; where
     there is but one also with 64."""
-    from grpo.model import choose_backend
-    from grpo.ranks import processes, sharding
+    from grpo.models.loading import choose_backend
+    from grpo.system.ranks import processes, sharding
 
     choose_backend(backend, taught)  # type: ignore[arg-type]
     from estimators import timed_trainer
@@ -154,7 +154,7 @@ def _sft(backend: str, model: str, rows: int) -> tuple[Any, Any, list[int]]:
     from estimators import Clock
 
     from grpo.config import SFTTrainingConfig
-    from grpo.model import choose_optimizer, load_for_training
+    from grpo.models.loading import choose_optimizer, load_for_training
     from grpo.sft_training import load_sft_rows, make_trainer, tokenize
 
     path = Path("data/oracle/sft_dataset.json")

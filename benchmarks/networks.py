@@ -18,8 +18,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from random import Random
 
-from grpo.sumo_home import sumo_binary, sumo_environment
-from grpo.synthetic_roads import net_text
+from grpo.simulator.sumo_home import sumo_binary, sumo_environment
+from grpo.synthetic.roads import net_text
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"

@@ -36,14 +36,14 @@ import transformers
 from closed_loop import machine
 from standin import KINDS, SHAPES, standin_model, standin_tokenizer
 
-from grpo.language_policy import LanguageModelPolicy
-from grpo.model import LoadedModel, load_for_inference
-from grpo.model_folder import prompt_form_of, resolve_model
-from grpo.policy import TorchScorer
+from grpo.models.folder import prompt_form_of, resolve_model
+from grpo.models.loading import LoadedModel, load_for_inference
+from grpo.models.random_states import draw_states
+from grpo.policies.language_model import LanguageModelPolicy
+from grpo.policies.torch_scorer import TorchScorer
 from grpo.prompt_builder import ANSWERS, DEFAULT_FORM, PromptForm, ask, parse_answer
 from grpo.records import Observation
 from grpo.sft_training import generate_answers
-from grpo.synthetic_states import draw_states
 
 SIDES = ("shared", "whole", "generate", "bare")
 _GENERATE_AT_ONCE = 64

@@ -62,7 +62,7 @@ _BPE_SIZE = 16_000  # with the special tokens within the smallest vocabulary of 
 
 def standin_tokenizer(kind: Kind = "bpe") -> Any:
     """A ``Qwen2Tokenizer`` with the project's chat template: ``bpe`` (about Qwen's lengths) or ``project``."""
-    from grpo.tokenizer_builder import bare_tokenizer, build_tokenizer
+    from grpo.models.tokenizer import bare_tokenizer, build_tokenizer
 
     if kind == "project":
         from grpo.base_model import fact_words, forms_of
@@ -97,15 +97,15 @@ def _learn_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def standin_model(shape: str, tokenizer: Any, folder: str | Path, *, seed: int = 0) -> Path:
     """Save a random Qwen2 of ``SHAPES[shape]`` with ``tokenizer`` for plain transformers; returns ``folder``.
 
-    Weights are in bf16; ``grpo.model.load_for_inference`` reads them in fp32 on a CPU. They are drawn on a GPU where
-    there is one. Raises :class:`ModelError` where the saved tokenizer does not give the same tokens back.
+    Weights are in bf16; ``load_for_inference`` reads them in fp32 on a CPU. They are drawn on a GPU where there is one.
+    Raises :class:`ModelError` where the saved tokenizer does not give the same tokens back.
     """
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from grpo.model_folder import write_card
+    from grpo.models.folder import write_card
+    from grpo.models.tokenizer import check_round_trip
     from grpo.prompt_builder import DEFAULT_FORM
-    from grpo.tokenizer_check import check_round_trip
 
     folder = Path(folder)
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo.sumo_home import sumo_binary, sumo_environment, sumo_home
+from grpo.simulator.sumo_home import sumo_binary, sumo_environment, sumo_home
 
 CACHE = Path(__file__).resolve().parent / ".cache" / "zoo"
 END_S = 600

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from .console import guarded
+from .system.console import guarded
 
 STAGES = {
     "pipeline": ("pipeline", "the steps of a folder of configs, such as config/demo, one after the other"),
-    "scenarios": ("scenario", "generate a suite of synthetic SUMO scenarios"),
+    "scenarios": ("scenarios", "generate a suite of synthetic SUMO scenarios"),
     "check": ("check", "preflight of a SUMO scenario: what will be controlled, what not, and why"),
-    "generate": ("dataset_generator", "simulate every action at sampled decision points: the dataset"),
-    "merge": ("merging", "join the shards of one `grpo generate` run, checked to be the whole of it"),
+    "generate": ("generate", "simulate every action at sampled decision points: the dataset"),
+    "merge": ("merge", "join the shards of one `grpo generate` run, checked to be the whole of it"),
     "base-model": ("base_model", "rebuild the shipped base model from seeds"),
     "sft-data": ("sft_data", "turn a dataset into labelled conversations"),
     "sft": ("sft_training", "teach the answer format and a first policy"),

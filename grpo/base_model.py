@@ -5,7 +5,7 @@ facts about a state (numbers it must find, add and compare), then the answer for
 decision. It trains on no network and no simulation; those are for SFT and GRPO. Without the facts a model of
 this size does not learn to compare numbers from decisions alone.
 
-The defaults made the model in ``grpo/embedded_model`` (four minutes on a GPU; extrapolated from a few steps,
+The defaults made the model in ``grpo/models/shipped/base`` (four minutes on a GPU; extrapolated from a few steps,
 about an hour and a half on two CPU cores). The same seed gives the same bytes on a CPU, not across devices.
 
     grpo base-model --output-dir model/base_model
@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 
 from .config import BaseModelConfig
-from .console import say
-from .errors import ModelError
-from .files import claim_output, write_manifest
-from .model import save_merged
+from .models.loading import save_merged
+from .models.random_states import draw_states, facts, prior
+from .models.tokenizer import build_tokenizer
 from .prompt_builder import ANSWERS, PromptForm, ask, build_prompt, parse_answer
 from .records import Observation
-from .settings import parse_config
-from .synthetic_states import draw_states, facts, prior
-from .tokenizer_builder import build_tokenizer
+from .system.console import say
+from .system.errors import ModelError
+from .system.files import claim_output, write_manifest
+from .system.settings import parse_config
 
 
 def forms_of(config: BaseModelConfig) -> tuple[PromptForm, PromptForm]:
@@ -188,7 +188,7 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
     """Both parts, each with its own warm-up and cosine; progress goes to stderr."""
     import torch
 
-    from .progress import clock
+    from .learning.progress import clock
 
     device = model.device
     batches = Batches(tokenizer, config)
@@ -304,6 +304,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

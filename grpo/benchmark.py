@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from .baselines import BASELINES, ROLLOUT
 from .config import BenchmarkConfig
+from .episodes.report import ALL, Summary, display_names, interval_text, summarise
 from .evaluation import Results, evaluate, exit_code, print_failures
-from .files import write_json, write_text
+from .policies.rules import BASELINES, ROLLOUT
 from .records import EpisodeResult
-from .report import ALL, Summary, display_names, interval_text, summarise
-from .scenario import find_scenarios, unique_names
-from .settings import parse_config
+from .simulator.scenario_files import find_scenarios, unique_names
+from .system.files import write_json, write_text
+from .system.settings import parse_config
 
 MOST_SINGLE = 4
 """Networks of one folder up to which each is a part of its own."""
@@ -219,7 +219,7 @@ def _safety_table(episodes: Sequence[EpisodeResult], names: dict[str, str]) -> l
 
 
 def _write(given: Sequence[str], seed: int, output: Path, results: Results) -> None:
-    from .chart import draw_parts
+    from .episodes.chart import draw_parts
 
     episodes, _ = results
     parts = make_parts(given, episodes, seed=seed)
@@ -240,6 +240,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

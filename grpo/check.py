@@ -14,11 +14,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from .config import CheckConfig
-from .errors import GrpoError
-from .preflight import LightReport, Report, examine
-from .scenario import find_scenarios
-from .settings import parse_config
-from .signals import SignalSettings
+from .episodes.preflight import LightReport, Report, examine
+from .simulator.scenario_files import find_scenarios
+from .simulator.signals import SignalSettings
+from .system.errors import GrpoError
+from .system.settings import parse_config
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,6 +95,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptForm
-from .ranks import processes
 from .records import OUTCOME_TERMS
-from .settings import C, StageConfig, read_config
+from .system.ranks import processes
+from .system.settings import C, StageConfig, read_config
 
 _STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 

@@ -1,7 +1,7 @@
 """Stage `grpo evaluate`: closed loop, every policy on the same traffic.
 
 One episode is one policy on one scenario with one seed. Each simulation runs in a fresh process of its own
-(see ``episode.py``); each worker process loads a language model once. Finished episodes are kept in
+(see ``episodes/episode.py``); each worker process loads a language model once. Finished episodes are kept in
 ``episodes.jsonl`` while the stage works, so that an interrupted run goes on where it stopped. Results are
 ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` in the output folder, and the table on stdout.
 """
@@ -19,21 +19,21 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .baselines import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .config import EvaluationConfig
-from .console import progress_bar
-from .counterfactual import Horizon
-from .episode import Drive, Episode, run_episode
-from .errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
-from .files import claim_output, write_json, write_manifest
-from .model_folder import SHIPPED, is_local, resolve_model
+from .episodes.episode import Drive, Episode, run_episode
+from .episodes.report import MEASURES, Summary, own_fault_lines, print_report, summarise, write_csv
+from .labels.counterfactual import Horizon
+from .models.folder import SHIPPED, is_local, resolve_model
+from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .records import EpisodeResult
-from .report import MEASURES, Summary, own_fault_lines, print_report, summarise, write_csv
-from .scenario import find_scenarios, unique_names
-from .settings import parse_config
-from .signals import SignalSettings
+from .simulator.scenario_files import find_scenarios, unique_names
+from .simulator.signals import SignalSettings
 from .sumo_interface import ProgramKind
-from .workers import WorkerDied, run_isolated
+from .system.console import progress_bar
+from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
+from .system.files import claim_output, write_json, write_manifest
+from .system.settings import parse_config
+from .system.workers import WorkerDied, run_isolated
 
 _PROGRAMS: dict[str, ProgramKind] = {
     "fixed_time": "own",
@@ -151,7 +151,7 @@ def _play(config: EvaluationConfig, task: Task, sumocfg: Path) -> EpisodeResult:
 @lru_cache(maxsize=1)
 def _language_model(name: str) -> Policy:
     """The policy of a model, loaded once in this process."""
-    from .policy import make_policy
+    from .policies.torch_scorer import make_policy
 
     return make_policy(name, seed=0)
 
@@ -238,7 +238,7 @@ def _read_kept(path: Path) -> dict[Task, EpisodeResult]:
 
 
 def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Sequence[Summary]) -> None:
-    from .chart import draw_chart
+    from .episodes.chart import draw_chart
 
     write_json(
         output / "evaluation.json", {"episodes": [asdict(episode) for episode in episodes], "summary": list(summary)}
@@ -280,6 +280,6 @@ def print_failures(episodes: Iterable[EpisodeResult]) -> None:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

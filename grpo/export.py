@@ -19,19 +19,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .checkpoints import disk_errors
 from .config import ExportConfig
-from .console import say
-from .errors import ConfigError, DataError, ModelError, UnreliableError
-from .files import claim_output, write_json, write_manifest, write_text
-from .gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
-from .model import load_for_inference, move_in, save_merged, save_tokenizer, storage_format
-from .model_card import EXAMPLE, GGUF_FILE, Card, lineage_of, model_card
-from .model_folder import ADAPTER, base_of, is_adapter, is_local, prompt_form_of, resolve_model
-from .policy import TorchScorer
+from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_form_of, resolve_model
+from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
+from .models.loading import load_for_inference, move_in, save_merged, save_tokenizer, storage_format
+from .models.model_card import EXAMPLE, GGUF_FILE, Card, lineage_of, model_card
+from .policies.torch_scorer import TorchScorer
 from .prompt_builder import ANSWERS, DEFAULT_FORM, PromptForm, ask
 from .records import Observation, dataset_files, observation_of, read_rows
-from .settings import parse_config
+from .system.console import say
+from .system.errors import ConfigError, DataError, ModelError, UnreliableError
+from .system.files import claim_output, disk_errors, write_json, write_manifest, write_text
+from .system.settings import parse_config
 
 COIN_MARGIN = 0.005
 """So near to 0.5 the probability of ``yes`` may fall to the other side by rounding: fp16 moved the shipped model's by
@@ -156,7 +155,7 @@ def _states(config: ExportConfig) -> tuple[list[Observation], str]:
     if path == "random":
         import numpy as np
 
-        from .synthetic_states import draw_states
+        from .models.random_states import draw_states
 
         return draw_states(np.random.default_rng(config.seed), config.rows), f"random, seed {config.seed}"
     states = [observation_of(row) for file in dataset_files(path) for row in read_rows(file)]
@@ -276,6 +275,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

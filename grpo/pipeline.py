@@ -25,9 +25,9 @@ from .config import (
     SFTTrainingConfig,
     load_config,
 )
-from .errors import ConfigError, GrpoError
-from .files import MANIFEST
-from .settings import StageConfig
+from .system.errors import ConfigError, GrpoError
+from .system.files import MANIFEST
+from .system.settings import StageConfig
 
 ABOUT: dict[type[StageConfig], str] = {
     ScenarioSuiteConfig: "generate road networks and traffic: training, validation and test",
@@ -109,6 +109,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

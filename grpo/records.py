@@ -14,7 +14,7 @@ from random import Random
 from statistics import stdev
 from typing import Any, ClassVar, Literal
 
-from .errors import DataError
+from .system.errors import DataError
 
 Action = Literal["yes", "no"]
 ACTIONS: tuple[Action, Action] = ("yes", "no")

@@ -13,11 +13,11 @@ from random import Random
 from typing import Any
 
 from grpo.config import SFTDataConfig
-from grpo.errors import DataError, OutputError
-from grpo.files import MANIFEST, RUN, claim_output, write_json, write_manifest
 from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_rows
-from grpo.settings import parse_config
+from grpo.system.errors import DataError, OutputError
+from grpo.system.files import MANIFEST, RUN, claim_output, write_json, write_manifest
+from grpo.system.settings import parse_config
 
 
 def make_sft_data(config: SFTDataConfig) -> Path:
@@ -83,7 +83,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
 def _labels(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[Action]:
     if config.labels == "oracle":
         return [row.best_action for row in rows if row.best_action is not None]
-    from grpo.baselines import make_rule_policy
+    from grpo.policies.rules import make_rule_policy
 
     policy = make_rule_policy(config.labels, seed=config.seed)
     return [decision.action for decision in policy.decide([observation_of(row) for row in rows])]
@@ -146,6 +146,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

@@ -18,19 +18,19 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from grpo.agreement import by_main, leave, together
-from grpo.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
 from grpo.config import SFTTrainingConfig
-from grpo.console import say
-from grpo.errors import ConfigError, DataError, ModelError
-from grpo.files import claim_output, write_json, write_manifest
-from grpo.model_folder import resolve_model
+from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
+from grpo.learning.distributed import by_main, leave, together
+from grpo.models.folder import resolve_model
 from grpo.prompt_builder import PromptForm, form_of, parse_answer, system_prompt
-from grpo.ranks import is_main, layout
-from grpo.settings import parse_config
+from grpo.system.console import say
+from grpo.system.errors import ConfigError, DataError, ModelError
+from grpo.system.files import claim_output, write_json, write_manifest
+from grpo.system.ranks import is_main, layout
+from grpo.system.settings import parse_config
 
 if TYPE_CHECKING:
-    from grpo.model import LoadedModel
+    from grpo.models.loading import LoadedModel
 
 _FIELDS = ("id", "split", "prompt", "completion", "best_action", "advantage")
 _NOT_OF_THE_WEIGHTS = ("report_to", "resume_from_checkpoint", "format_floor", "evaluation_rows", "max_new_tokens")
@@ -45,7 +45,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     """
     folder, path = Path(config.output_dir), Path(config.dataset_path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
-    from grpo.model import choose_backend, choose_optimizer, load_for_training, save_merged
+    from grpo.models.loading import choose_backend, choose_optimizer, load_for_training, save_merged
 
     with together():  # all that can be refused is refused before the output folder is touched
         if config.max_steps == 0:
@@ -57,7 +57,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         choose_backend(config.backend, resolve_model(config.model_path))  # Unsloth comes before transformers
         from transformers.utils import logging as transformers_logging
 
-        from grpo.progress import check_reporters
+        from grpo.learning.progress import check_reporters
 
         transformers_logging.set_verbosity_error()
         check_reporters(config.report_to)
@@ -207,8 +207,8 @@ def make_trainer(
     import datasets
     from trl import SFTConfig, SFTTrainer
 
-    from grpo.model import precision_arguments
-    from grpo.progress import LogLines, quiet
+    from grpo.learning.progress import LogLines, quiet
+    from grpo.models.loading import precision_arguments
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     arguments = SFTConfig(
@@ -333,6 +333,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .detection import DetectionArea, LaneGraph, detection_area, measure_phases
-from .errors import ScenarioError
-from .measurement import Events, Measurement, standing_people
-from .monitor import Rules, Violation, judge, own_faults
-from .network import close_sumo, read_network, reseed_lanes, start_sumo, steps_per_second
-from .network_file import read_network_files
 from .records import Action, Observation, time_text
-from .signals import PROGRAM_ID, SignalSettings, programs_xml
-from .webster import webster_plans
+from .simulator.detection import DetectionArea, LaneGraph, detection_area, measure_phases
+from .simulator.measurement import Events, Measurement, standing_people
+from .simulator.monitor import Rules, Violation, judge, own_faults
+from .simulator.network import close_sumo, read_network, reseed_lanes, start_sumo, steps_per_second
+from .simulator.network_file import read_network_files
+from .simulator.signals import PROGRAM_ID, SignalSettings, programs_xml
+from .simulator.webster import webster_plans
+from .system.errors import ScenarioError
 
 ProgramKind = Literal["controlled", "own", "actuated", "actuated_delay", "webster"]
 _DIRECTION = 6  # place of a link's direction in what libsumo tells of it

@@ -24,23 +24,23 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from grpo.agreement import by_main, leave, main_first, together
-from grpo.checkpoints import checkpoint_to_resume, gathered_model, train_from
 from grpo.config import GRPOTrainingConfig
-from grpo.console import say
-from grpo.errors import ConfigError, OutputError
-from grpo.files import MANIFEST, claim_output, write_json, write_manifest, write_text
-from grpo.model_folder import prompt_form_of, resolve_model
-from grpo.ranks import is_main, layout, sharding
+from grpo.learning.checkpoints import checkpoint_to_resume, gathered_model, train_from
+from grpo.learning.distributed import by_main, leave, main_first, together
+from grpo.learning.reward import Rewards, draw_weights
+from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
+from grpo.models.folder import prompt_form_of, resolve_model
 from grpo.records import dataset_files
-from grpo.reward import Rewards, draw_weights
-from grpo.settings import parse_config
-from grpo.training_data import load_grpo_dataset, split_rows, usable_rows
+from grpo.system.console import say
+from grpo.system.errors import ConfigError, OutputError
+from grpo.system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
+from grpo.system.ranks import is_main, layout, sharding
+from grpo.system.settings import parse_config
 
 if TYPE_CHECKING:
     import datasets
 
-    from grpo.model import LoadedModel
+    from grpo.models.loading import LoadedModel
 
 _NOT_OF_THE_WEIGHTS = ("logging_steps", "max_workers", "report_to", "resume_from_checkpoint")
 """Settings that an interrupted run may change and still go on to the same weights."""
@@ -78,7 +78,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     folder = Path(config.output_dir)
-    from grpo.model import choose_backend, load_for_training, save_merged
+    from grpo.models.loading import choose_backend, load_for_training, save_merged
 
     with together():
         if folder.resolve() == Path(config.model_path).resolve():
@@ -88,7 +88,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         choose_backend(config.backend, source)  # before transformers is imported
         from transformers.utils import logging as transformers_logging
 
-        from grpo.progress import check_reporters
+        from grpo.learning.progress import check_reporters
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
@@ -156,7 +156,7 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
     """
     from trl import GRPOConfig
 
-    from grpo.model import choose_optimizer, precision_arguments
+    from grpo.models.loading import choose_optimizer, precision_arguments
 
     sampled = config.estimator == "sampled"
     if sampled and config.use_vllm and find_spec("vllm") is None:
@@ -217,9 +217,9 @@ def build_trainer(
     held_out: datasets.Dataset,
 ) -> Any:
     """TRL's trainer with the real rewards and one readable line for every set of metrics."""
-    from grpo.exact_trainer import ExactGroupTrainer
-    from grpo.grpo_trainer import ReferenceCheck, ResumableGRPOTrainer
-    from grpo.progress import LogLines, quiet
+    from grpo.learning.exact_trainer import ExactGroupTrainer
+    from grpo.learning.progress import LogLines, quiet
+    from grpo.learning.sampled_trainer import ReferenceCheck, ResumableGRPOTrainer
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # TRL says that it ignores model_init_kwargs, and takes them for the reference
@@ -321,6 +321,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from grpo.console import guarded
+    from grpo.system.console import guarded
 
     sys.exit(guarded(main))

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from grpo import language_policy
-from grpo.agreement import leave
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
-from grpo.ranks import only_main_speaks, sharding
+from grpo.learning.distributed import leave
+from grpo.models import answer_tokens
 from grpo.sft_training import train_sft
+from grpo.system.ranks import only_main_speaks, sharding
 from grpo.training import train_grpo
 
 
@@ -27,7 +27,7 @@ def do(job: dict[str, Any]) -> None:
     if job["stage"] == "sft":
         train_sft(SFTTrainingConfig(**job["config"]))
         return
-    from grpo.grpo_trainer import ResumableGRPOTrainer
+    from grpo.learning.sampled_trainer import ResumableGRPOTrainer
 
     config = GRPOTrainingConfig(**job["config"])
     save, step = ResumableGRPOTrainer._save_checkpoint, ResumableGRPOTrainer.training_step
@@ -84,7 +84,7 @@ def count_as_gpus() -> None:
 
 if __name__ == "__main__":
     only_main_speaks()
-    language_policy.WORTH_SHARING = 1  # what prompts begin with stands in a pass once, not so where one process trains
+    answer_tokens.WORTH_SHARING = 1  # what prompts begin with stands in a pass once, not so where one process trains
     if sharding():
         count_as_gpus()
     for one in json.loads(Path(sys.argv[1]).read_text()):

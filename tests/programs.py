@@ -6,8 +6,8 @@ import math
 
 from hypothesis import strategies as st
 
-from grpo.network_file import WrittenPhase
-from grpo.phases import LightProgram, Links, Phase
+from grpo.simulator.network_file import WrittenPhase
+from grpo.simulator.phases import LightProgram, Links, Phase
 
 
 def light_program(phases: list[Phase], *, walked: tuple[int, ...] = (), kind: str = "static") -> LightProgram:

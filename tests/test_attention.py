@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from grpo.attention import MODELS, one_row, takes_rows
+from grpo.models.shared_prefix import MODELS, one_row, takes_rows
 
 SHARED, PROMPTS, REST = 20, 5, 9
 

@@ -21,11 +21,11 @@ from tiny import tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.config import SFTDataConfig
-from grpo.console import guarded
+from grpo.labels.replay import simulate_rows, simulate_run
 from grpo.prompt_builder import DEFAULT_FIELDS
 from grpo.records import GRPODataEntry, read_rows
-from grpo.replay import simulate_rows, simulate_run
 from grpo.sft_data import make_sft_data
+from grpo.system.console import guarded
 
 PROJECT = Path(__file__).parent.parent
 

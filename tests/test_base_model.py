@@ -26,13 +26,13 @@ from grpo.base_model import (
     measure,
 )
 from grpo.config import BaseModelConfig
-from grpo.errors import OutputError
-from grpo.model import load_for_inference
-from grpo.model_folder import EMBEDDED, prompt_form_of, resolve_model
+from grpo.models.folder import EMBEDDED, prompt_form_of, resolve_model
+from grpo.models.loading import load_for_inference
+from grpo.models.random_states import draw_states, facts, prior
+from grpo.models.tokenizer import build_tokenizer
 from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, ask, build_prompt, system_prompt
 from grpo.records import Observation
-from grpo.synthetic_states import draw_states, facts, prior
-from grpo.tokenizer_builder import build_tokenizer
+from grpo.system.errors import OutputError
 
 SHIPPED = Path(resolve_model(EMBEDDED))
 FORMS = forms_of(BaseModelConfig())

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from tiny import tiny_observation
 
-from grpo.baselines import RULE_POLICIES, make_rule_policy
+from grpo.policies.rules import RULE_POLICIES, make_rule_policy
 from grpo.records import Observation
 
 NOBODY = {"queue": 0, "max_lane_queue": 0, "arriving": 0, "approaching": 0, "wait": 0, "downstream": 0}

@@ -12,11 +12,11 @@ from networks import make_cross, make_pair
 from test_report import MODEL, episode, episodes_of
 
 from grpo.__main__ import main
-from grpo.baselines import BASELINES, ROLLOUT
 from grpo.benchmark import MOST_SINGLE, judge, judge_all, make_parts, markdown
 from grpo.config import BenchmarkConfig, EvaluationConfig
-from grpo.console import guarded
+from grpo.policies.rules import BASELINES, ROLLOUT
 from grpo.records import EpisodeResult
+from grpo.system.console import guarded
 
 PROJECT = Path(__file__).parent.parent
 

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from grpo import check, dataset_generator, evaluation
-from grpo.baselines import make_rule_policy
-from grpo.console import guarded
-from grpo.counterfactual import drive
-from grpo.network import read_network
+import grpo.generate as generate_stage
+from grpo import check, evaluation
+from grpo.labels.counterfactual import drive
+from grpo.models.folder import EMBEDDED, SHIPPED
+from grpo.policies.rules import make_rule_policy
 from grpo.records import read_rows
-from grpo.signals import SignalSettings
+from grpo.simulator.network import read_network
+from grpo.simulator.signals import SignalSettings
 from grpo.sumo_interface import TrafficSimulation
+from grpo.system.console import guarded
 from grpo.training import main as train
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -60,7 +62,7 @@ def generate(tmp_path: Path, scenario: Path, *flags: str) -> list[dict]:
     """The rows of `grpo generate` for one seed."""
     output = tmp_path / f"data_{scenario.name}"
     argv = ["--scenarios", str(scenario), "--seeds", "1", "--max-rows-per-run", "6", "--output-dir", str(output)]
-    assert guarded(dataset_generator.main, [*argv, "--verify-fraction", "1", *flags]) == 0
+    assert guarded(generate_stage.main, [*argv, "--verify-fraction", "1", *flags]) == 0
     return json.loads(next(output.glob("*/grpo_dataset.json")).read_text())
 
 
@@ -167,7 +169,7 @@ def test_14_a_mesoscopic_scenario_is_refused_in_one_line(case: Path, tmp_path: P
     scenario = str(case / "x.sumocfg")
     stages = {
         check.main: [scenario],
-        dataset_generator.main: ["--scenarios", scenario, "--output-dir", str(tmp_path / "d")],
+        generate_stage.main: ["--scenarios", scenario, "--output-dir", str(tmp_path / "d")],
         evaluation.main: ["--scenario", scenario, "--policy", "fixed_time", "--output", str(tmp_path / "r")],
     }
     for main, argv in stages.items():
@@ -224,7 +226,12 @@ def test_23_training_from_weights_that_are_not_numbers_is_refused(
     case: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(case)
-    exec(compile((case / "make.py").read_text(), "make.py", "exec"), {})
+    make = (
+        (case / "make.py")
+        .read_text()
+        .replace('Path(grpo.__file__).parent / "embedded_model"', f"{str(SHIPPED[EMBEDDED])!r}")
+    )
+    exec(compile(make, "make.py", "exec"), {})
     rows = generate(tmp_path, case / "x.sumocfg", "--max-rows-per-run", "40")
     data = tmp_path / "data.json"
     data.write_text(json.dumps(rows))

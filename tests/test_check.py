@@ -10,9 +10,9 @@ import pytest
 from networks import make_cross, make_pair
 
 from grpo.check import main
-from grpo.console import guarded
-from grpo.preflight import examine
-from grpo.signals import SignalSettings
+from grpo.episodes.preflight import examine
+from grpo.simulator.signals import SignalSettings
+from grpo.system.console import guarded
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import pytest
 from networks import make_cross
 
 from grpo.__main__ import STAGES, main, usage
-from grpo.console import guarded
-from grpo.errors import ConfigError, DataError, GrpoError, UnreliableError
+from grpo.system.console import guarded
+from grpo.system.errors import ConfigError, DataError, GrpoError, UnreliableError
 
 PROJECT = Path(__file__).parent.parent
 TRAINING_STACK = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth")
@@ -126,7 +126,8 @@ def test_unknown_name_of_the_package() -> None:
 
 def test_no_module_hides_one_of_another_library() -> None:
     """A script of ``grpo/`` has that folder on its module path, and its neighbours before everybody else's."""
-    own = {path.stem for path in (PROJECT / "grpo").glob("*.py")} - {"__init__", "__main__"}
+    own = {path.stem for path in (PROJECT / "grpo").iterdir() if path.suffix == ".py" or path.is_dir()}
+    own -= {"__init__", "__main__", "__pycache__"}
     assert own & set(sys.stdlib_module_names) == set()
     assert own & (set(importlib.metadata.packages_distributions()) - {"grpo"}) == set()
 
@@ -206,7 +207,7 @@ def test_guarded_turns_errors_into_lines_and_exit_codes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ignored = []
-    monkeypatch.setattr("grpo.console.signal.signal", lambda *arguments: ignored.append(arguments))
+    monkeypatch.setattr("grpo.system.console.signal.signal", lambda *arguments: ignored.append(arguments))
 
     def stage(error: BaseException) -> Callable[[list[str] | None], int]:
         def fail(_: list[str] | None) -> int:

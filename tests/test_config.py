@@ -23,8 +23,8 @@ from grpo.config import (
     SFTTrainingConfig,
     load_config,
 )
-from grpo.errors import ConfigError
-from grpo.settings import StageConfig, parse_config, read_config
+from grpo.system.errors import ConfigError
+from grpo.system.settings import StageConfig, parse_config, read_config
 
 PROJECT = Path(__file__).parent.parent
 CLASSES: dict[str, type[StageConfig]] = {

@@ -14,15 +14,15 @@ import pytest
 import sumo
 from networks import make_cross, make_pair
 
-from grpo.baselines import Policy, make_rule_policy
 from grpo.config import GRPOConfig, ScenarioSuiteConfig
-from grpo.counterfactual import Counterfactuals, Horizon, drive, future_seed, simulate_actions
-from grpo.dataset_generator import generate
-from grpo.forks import BranchError, Forks
+from grpo.generate import generate
+from grpo.labels.counterfactual import Counterfactuals, Horizon, drive, future_seed, simulate_actions
+from grpo.policies.rules import Policy, make_rule_policy
 from grpo.records import ACTIONS, Action, Decision, Observation
-from grpo.scenario import generate_suite
+from grpo.scenarios import generate_suite
 from grpo.sumo_interface import TrafficSimulation
-from grpo.workers import run_isolated
+from grpo.system.forks import BranchError, Forks
+from grpo.system.workers import run_isolated
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 REAL = ("cologne1", "cologne3", "ingolstadt1")

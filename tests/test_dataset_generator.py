@@ -10,17 +10,17 @@ import pytest
 from networks import make_cross, make_pair
 from tiny import overflowing
 
-from grpo import dataset_generator
+import grpo.generate as stage
 from grpo.config import GRPOConfig, MergeConfig
-from grpo.console import guarded
-from grpo.dataset_generator import generate
-from grpo.errors import DataError, SimulatorCrash, UnreliableError
-from grpo.labelling import Task
-from grpo.merging import merge
-from grpo.model_folder import PRETRAINED, SHIPPED
+from grpo.generate import generate
+from grpo.labels.replay import simulate_rows
+from grpo.labels.run import Task
+from grpo.merge import merge
+from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
-from grpo.replay import simulate_rows
-from grpo.workers import WorkerDied
+from grpo.system.console import guarded
+from grpo.system.errors import DataError, SimulatorCrash, UnreliableError
+from grpo.system.workers import WorkerDied
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios,
     """A falsified label in a part that waits to be verified is found, named, and ends the run."""
     config = _config(scenarios, tmp_path / "data", verify_fraction=1.0)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dataset_generator, "_replay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(stage, "_replay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             generate(config)
     part = next((tmp_path / "data" / "cross").glob("part-1.json"))
@@ -157,14 +157,14 @@ def test_a_process_that_dies_is_tried_once_more_and_then_named(scenarios, tmp_pa
         answer = next(answers)
         yield (0, *answer) if isinstance(answer, tuple) else (0, None, answer)
 
-    monkeypatch.setattr(dataset_generator, "_processes", processes)
+    monkeypatch.setattr(stage, "_processes", processes)
     config, task = _config(scenarios, tmp_path), Task("cross", scenarios, 1, tmp_path)
-    assert list(dataset_generator._attempts(config, print, [task])) == [(task, "value", None)]
-    ((_, value, cause),) = dataset_generator._attempts(config, print, [task])
+    assert list(stage._attempts(config, print, [task])) == [(task, "value", None)]
+    ((_, value, cause),) = stage._attempts(config, print, [task])
     assert (value, cause) == (None, "its process died of SIGKILL")
     answers = iter([DataError("mend it")])
     with pytest.raises(DataError, match="mend it"):
-        list(dataset_generator._attempts(config, print, [task]))
+        list(stage._attempts(config, print, [task]))
 
 
 def test_rows_are_the_same_at_any_time_of_day_and_epoch(tmp_path):
@@ -195,7 +195,7 @@ def test_rows_are_the_same_at_any_time_of_day_and_epoch(tmp_path):
 def test_a_model_that_computes_no_numbers_labels_nothing(policy, scenarios, tmp_path, capsys):
     folder = overflowing(SHIPPED[PRETRAINED], tmp_path / "model")
     argv = ["--scenarios", str(scenarios / "cross"), f"--{policy.replace('_', '-')}", str(folder)]
-    assert guarded(dataset_generator.main, [*argv, "--output-dir", str(tmp_path / "rows")]) == 2
+    assert guarded(stage.main, [*argv, "--output-dir", str(tmp_path / "rows")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "finite" in line
     assert not list((tmp_path / "rows").glob("*/*.json"))

@@ -16,12 +16,12 @@ from networks import make_pair
 from programs import light_program
 from tiny import phase_metrics
 
-from grpo.detection import DetectionArea, LaneGraph, PhaseArea, detection_area, measure_phases, reach
-from grpo.phases import Phase
 from grpo.records import Observation, PhaseMetrics
-from grpo.signals import SignalPlan, SignalSettings, plan_signal
+from grpo.simulator.detection import DetectionArea, LaneGraph, PhaseArea, detection_area, measure_phases, reach
+from grpo.simulator.phases import Phase
+from grpo.simulator.signals import SignalPlan, SignalSettings, plan_signal
 from grpo.sumo_interface import TrafficSimulation
-from grpo.synthetic import make_scenario
+from grpo.synthetic.scenario import make_scenario
 
 LANES = [f"l{number}" for number in range(8)]
 LIMIT = 14.0  # m/s

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, SFTDataConfig
-from grpo.errors import ModelError
-from grpo.ranks import see_one_gpu
 from grpo.sft_data import make_sft_data
+from grpo.system.errors import ModelError
+from grpo.system.ranks import see_one_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHES = sorted((ROOT / "config" / "accelerate").glob("*.yaml"))
@@ -192,7 +192,7 @@ def test_two_processes_go_on_to_the_same_bits(trained: Path) -> None:
 
 
 def test_a_checkpoint_of_two_processes_is_none_of_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grpo.checkpoints import is_complete
+    from grpo.learning.checkpoints import is_complete
 
     checkpoint = trained / "kept" / "checkpoint-2"
     assert not is_complete(checkpoint)
@@ -254,14 +254,14 @@ def test_launch_files_are_read_by_accelerate(path: Path) -> None:
 
 
 def test_what_splits_the_weights_takes_no_unsloth_and_no_8_bit_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grpo import model
+    from grpo.models import loading
 
-    monkeypatch.setattr(model, "_has_gpu", lambda: True)
-    monkeypatch.setattr(model, "find_spec", lambda name: name)
+    monkeypatch.setattr(loading, "_has_gpu", lambda: True)
+    monkeypatch.setattr(loading, "find_spec", lambda name: name)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ModelError, match="deepspeed splits over processes; set backend to transformers"):
-        model.choose_backend("unsloth", "anything")
-    assert model.choose_backend("auto", "anything") == "transformers"
-    assert model.choose_optimizer("adamw_8bit") == "adamw_torch"
-    assert model.precision_arguments(torch.nn.Linear(1, 1)) == {"use_cpu": False, "bf16": True, "fp16": False}
+        loading.choose_backend("unsloth", "anything")
+    assert loading.choose_backend("auto", "anything") == "transformers"
+    assert loading.choose_optimizer("adamw_8bit") == "adamw_torch"
+    assert loading.precision_arguments(torch.nn.Linear(1, 1)) == {"use_cpu": False, "bf16": True, "fp16": False}

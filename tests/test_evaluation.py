@@ -14,20 +14,21 @@ from xml.etree import ElementTree
 import pytest
 from networks import make_cross, make_pair
 
-from grpo import episode, evaluation
+from grpo import evaluation
 from grpo.__main__ import main
-from grpo.baselines import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
 from grpo.config import EvaluationConfig
-from grpo.console import guarded
-from grpo.counterfactual import Horizon
-from grpo.episode import Episode, run_episode
-from grpo.errors import ConfigError, GrpoError, ModelError, ScenarioError
-from grpo.forks import in_fork
-from grpo.model_folder import SHIPPED
+from grpo.episodes import episode
+from grpo.episodes.episode import Episode, run_episode
+from grpo.episodes.report import MEASURES
+from grpo.episodes.tripinfo import TripMeasures
+from grpo.labels.counterfactual import Horizon
+from grpo.models.folder import SHIPPED
+from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
 from grpo.records import Action, Decision, EpisodeResult, Observation
-from grpo.report import MEASURES
-from grpo.signals import SignalSettings
-from grpo.tripinfo import TripMeasures
+from grpo.simulator.signals import SignalSettings
+from grpo.system.console import guarded
+from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError
+from grpo.system.forks import in_fork
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 

@@ -15,10 +15,10 @@ from test_training import small
 from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig
-from grpo.model import load_for_training
+from grpo.learning.reward import Rewards
+from grpo.models.loading import load_for_training
 from grpo.prompt_builder import ANSWERS
 from grpo.records import Action
-from grpo.reward import Rewards
 from grpo.training import build_trainer, load_grpo_dataset, trainer_arguments
 
 PROMPTS = 4
@@ -188,7 +188,7 @@ def test_what_prompts_share_stands_in_a_pass_once(
     config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     """The same loss and gradient as of whole prompts."""
-    monkeypatch.setattr("grpo.language_policy.WORTH_SHARING", 1)
+    monkeypatch.setattr("grpo.models.answer_tokens.WORTH_SHARING", 1)
     shares, rows, _ = make(dataclasses.replace(config, gradient_checkpointing=checkpointing))
     read: list[torch.Size] = []
     shares.model.model.register_forward_pre_hook(
@@ -218,7 +218,9 @@ def test_in_16_bits_adapters_read_what_autocast_gives_them(
     config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same loss, with no cast to the format of the adapters' weights in between."""
-    monkeypatch.setattr("grpo.model.precision_arguments", lambda _: {"use_cpu": True, "bf16": True, "fp16": False})
+    monkeypatch.setattr(
+        "grpo.models.loading.precision_arguments", lambda _: {"use_cpu": True, "bf16": True, "fp16": False}
+    )
     trainer, rows, _ = make(dataclasses.replace(config, lora_rank=4, full_training_below=0))
     layer = next(module for module in trainer.model.modules() if isinstance(module, LoraLayer))
     casts: list[bool] = []

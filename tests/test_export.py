@@ -18,15 +18,15 @@ from tiny import tiny_model, tiny_observation, tiny_rows, tiny_tokenizer, write_
 from grpo import export as module
 from grpo.__main__ import main
 from grpo.config import ExportConfig, GRPOTrainingConfig, SFTTrainingConfig
-from grpo.console import guarded
-from grpo.errors import ConfigError, DataError, ModelError, OutputError, UnreliableError
 from grpo.export import COIN_MARGIN, adapter_of, compare, export
-from grpo.gguf_file import FileTokenizer, load_gguf
-from grpo.model import load_for_inference, load_for_training, save_merged
-from grpo.model_folder import SHIPPED, base_of, is_adapter, prompt_form_of, resolve_model
-from grpo.policy import make_policy
+from grpo.models.folder import SHIPPED, base_of, is_adapter, prompt_form_of, resolve_model
+from grpo.models.gguf_file import FileTokenizer, load_gguf
+from grpo.models.loading import load_for_inference, load_for_training, save_merged
+from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import PHASE_FIELDS, PromptForm, ask
 from grpo.records import GRPODataEntry
+from grpo.system.console import guarded
+from grpo.system.errors import ConfigError, DataError, ModelError, OutputError, UnreliableError
 from grpo.training import train_grpo
 
 FORM = PromptForm("zh", ("lanes", "queue", "wait"))
@@ -125,7 +125,7 @@ def test_a_merged_export_is_a_policy_and_a_start_of_training(tmp_path: Path) -> 
 
 
 def test_a_large_model_is_stored_as_it_computes(random_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("grpo.model._SMALL", 1)
+    monkeypatch.setattr("grpo.models.loading._SMALL", 1)
     folder = export(config(random_model, tmp_path / "out", max_differing=24))
     assert json.loads((folder / "manifest.json").read_text())["weights"] == "bfloat16"
     assert prompt_form_of(folder) is None  # nothing says what the source was taught, and nothing is made up

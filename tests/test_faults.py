@@ -25,8 +25,8 @@ import pytest
 from networks import make_cross, make_pair
 from processes import branches, descendants, eventually, holders, listening, naming, workers
 
+from grpo.labels.replay import simulate_rows
 from grpo.records import read_rows
-from grpo.replay import simulate_rows
 
 SEEDS = (1, 2)
 TASKS = [(name, seed) for name in ("cross", "pair") for seed in SEEDS]
@@ -288,7 +288,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from grpo.config import GRPOConfig
-from grpo.labelling import Task, label_run
+from grpo.labels.run import Task, label_run
 
 sumocfg, output = map(Path, sys.argv[1:])
 config = GRPOConfig(output_dir=str(output), seeds=[1, 2], sample_fraction=0.3, horizon_seconds=20)

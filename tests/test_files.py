@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from grpo import files
-from grpo.errors import OutputError
-from grpo.files import claim_output, write_json, write_json_list, write_manifest, write_text
+from grpo.system import files
+from grpo.system.errors import OutputError
+from grpo.system.files import claim_output, write_json, write_json_list, write_manifest, write_text
 
 SETTINGS = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
 
@@ -191,7 +191,8 @@ def test_file_that_outgrows_the_space_leaves_the_earlier_file(tmp_path: Path) ->
     write_json(path, "earlier")
     before = contents(tmp_path)
     program = (
-        "import sys\nfrom pathlib import Path\nfrom grpo.console import guarded\nfrom grpo.files import write_json\n"
+        "import sys\nfrom pathlib import Path\nfrom grpo.system.console import guarded\n"
+        "from grpo.system.files import write_json\n"
         "sys.exit(guarded(lambda _: write_json(Path(sys.argv[1]), 'x' * 100_000)))"
     )
     done = subprocess.run(
@@ -221,7 +222,7 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 CLAIM = (
-    "import os, sys\nfrom grpo.console import guarded\nfrom grpo.files import claim_output\n"
+    "import os, sys\nfrom grpo.system.console import guarded\nfrom grpo.system.files import claim_output\n"
     "if 'unprivileged' in sys.argv and os.geteuid() == 0:\n    os.setuid(65534)\n"  # root may write everywhere
     "def run(_):\n    claim_output(sys.argv[1], {'seed': 1}, if_finished='move_aside')\n"
     "    print('claimed', flush=True)\n    sys.stdin.readline()\n    return 0\n"

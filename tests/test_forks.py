@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.forks import BranchError, Forks, in_fork, killed_if_hanging
+from grpo.system.forks import BranchError, Forks, in_fork, killed_if_hanging
 
 
 def _children() -> set[str]:
@@ -87,7 +87,7 @@ def test_leaving_kills_what_still_runs():
 def test_branches_die_with_a_parent_that_is_killed():
     code = (
         "import os, sys, time\n"
-        "from grpo.forks import Forks\n"
+        "from grpo.system.forks import Forks\n"
         "forks = Forks(slots=2, timeout_s=60)\n"
         "forks.start(1, lambda: (print(os.getpid(), flush=True), time.sleep(60)))\n"
         "time.sleep(60)\n"

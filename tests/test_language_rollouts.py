@@ -14,14 +14,14 @@ from networks import make_cross, make_pair
 
 from grpo.__main__ import main as grpo
 from grpo.config import GRPOConfig
-from grpo.console import guarded
-from grpo.counterfactual import Counterfactuals, Horizon, drive, simulate_actions
-from grpo.dataset_generator import generate
-from grpo.language_policy import LanguageModelPolicy
-from grpo.model_folder import PRETRAINED, SHIPPED
+from grpo.generate import generate
+from grpo.labels.counterfactual import Counterfactuals, Horizon, drive, simulate_actions
+from grpo.labels.replay import simulate_rows
+from grpo.models.folder import PRETRAINED, SHIPPED
+from grpo.policies.language_model import LanguageModelPolicy
 from grpo.records import GRPODataEntry, read_rows
-from grpo.replay import simulate_rows
 from grpo.sumo_interface import TrafficSimulation
+from grpo.system.console import guarded
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from networks import make_cross, make_pair
 
-from grpo.baselines import make_rule_policy
-from grpo.counterfactual import drive
-from grpo.episode import Episode, run_episode
-from grpo.measurement import Measurement
+from grpo.episodes.episode import Episode, run_episode
+from grpo.labels.counterfactual import drive
+from grpo.policies.rules import make_rule_policy
 from grpo.records import Outcome, time_text
-from grpo.signals import SignalSettings
-from grpo.sumo_home import sumo_binary
+from grpo.simulator.measurement import Measurement
+from grpo.simulator.signals import SignalSettings
+from grpo.simulator.sumo_home import sumo_binary
 from grpo.sumo_interface import TrafficSimulation
 
 POLICY = make_rule_policy("delay_balance", seed=1)

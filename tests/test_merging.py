@@ -18,10 +18,10 @@ from tiny import tiny_rows
 
 from grpo.__main__ import main
 from grpo.config import GRPOConfig, MergeConfig
-from grpo.console import guarded
-from grpo.files import write_json, write_manifest
-from grpo.merging import merge
+from grpo.merge import merge
 from grpo.records import GRPODataEntry, read_rows, row_to_json
+from grpo.system.console import guarded
+from grpo.system.files import write_json, write_manifest
 
 TASKS = [(name, seed) for name in ("a", "b") for seed in (3, 1, 2)]
 ROWS = [

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from tiny import tiny_rows
 
-from grpo import model as module
-from grpo.checkpoints import checkpoint_to_resume, disk_errors, newest_checkpoint
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
-from grpo.errors import ConfigError, ModelError, OutputError
-from grpo.model import (
+from grpo.learning.checkpoints import checkpoint_to_resume, newest_checkpoint
+from grpo.models import loading as module
+from grpo.models.folder import SHIPPED, prompt_form_of, resolve_model
+from grpo.models.loading import (
     choose_backend,
     choose_optimizer,
     load_for_inference,
     load_for_training,
     save_merged,
 )
-from grpo.model_folder import SHIPPED, prompt_form_of, resolve_model
 from grpo.prompt_builder import PromptForm, build_messages
+from grpo.system.errors import ConfigError, ModelError, OutputError
+from grpo.system.files import disk_errors
 
 
 def logits(model: Any, tokenizer: Any) -> Any:

@@ -11,10 +11,10 @@ from hypothesis import settings as run_settings
 from hypothesis import strategies as st
 from programs import as_sumo_reads, light_program, written_programs
 
-from grpo.monitor import Rules, Violation, first_of_each, judge, own_faults
-from grpo.network_file import NetworkFiles, WrittenPhase, WrittenProgram
-from grpo.phases import why_uncontrolled
-from grpo.signals import SignalPlan, SignalSettings, plan_signal
+from grpo.simulator.monitor import Rules, Violation, first_of_each, judge, own_faults
+from grpo.simulator.network_file import NetworkFiles, WrittenPhase, WrittenProgram
+from grpo.simulator.phases import why_uncontrolled
+from grpo.simulator.signals import SignalPlan, SignalSettings, plan_signal
 
 SETTINGS = SignalSettings()
 RULES = Rules(min_green=5, max_green=60, yellow_seconds=3, extend_seconds=5)

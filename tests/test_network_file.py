@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo.errors import ScenarioError
-from grpo.network_file import WrittenPhase, WrittenProgram, read_network_files, seconds_of
+from grpo.simulator.network_file import WrittenPhase, WrittenProgram, read_network_files, seconds_of
+from grpo.system.errors import ScenarioError
 
 NET = """<net>
   <tlLogic id="J" type="actuated" programID="0" offset="0">

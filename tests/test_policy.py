@@ -12,16 +12,17 @@ import pytest
 import torch
 from tiny import tiny_observation
 
-from grpo.baselines import RULE_POLICIES, make_rule_policy
-from grpo.errors import ModelError
-from grpo.language_policy import FALLBACK, LanguageModelPolicy, answer_branch, light_policy, small_policy
-from grpo.model import load_for_inference
-from grpo.model_folder import SHIPPED, write_card
-from grpo.policy import TorchScorer, make_policy, torch_policy
+from grpo.models.answer_tokens import answer_branch
+from grpo.models.folder import SHIPPED, write_card
+from grpo.models.loading import load_for_inference
+from grpo.models.numpy_qwen2 import CHAT_TEMPLATE
+from grpo.models.random_states import draw_states
+from grpo.policies.language_model import FALLBACK, LanguageModelPolicy, light_policy, small_policy
+from grpo.policies.rules import RULE_POLICIES, make_rule_policy
+from grpo.policies.torch_scorer import TorchScorer, make_policy, torch_policy
 from grpo.prompt_builder import DEFAULT_FIELDS, PromptForm, ask, parse_answer
 from grpo.records import Decision, Observation
-from grpo.small_model import CHAT_TEMPLATE
-from grpo.synthetic_states import draw_states
+from grpo.system.errors import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def watch(scorer: TorchScorer, room: float = float("inf")) -> Watched:
 def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """Model and tokenizer whose answers differ from prompt to prompt: taught, or random with a long instruction."""
     if request.param == "pretrained":
-        monkeypatch.setattr("grpo.language_policy.WORTH_SHARING", 1)  # its instruction is one token
+        monkeypatch.setattr("grpo.models.answer_tokens.WORTH_SHARING", 1)  # its instruction is one token
         return load_for_inference("pretrained", "cpu")
     model, tokenizer = load_for_inference(str(random_model), "cpu")
     for name, weights in model.named_parameters():
@@ -200,7 +201,7 @@ def test_chunks_change_no_number(
     one, alone, some = (TorchScorer(*parts, chunk_tokens=tokens) for tokens in (10**6, 1, 900))
     expected = one(asked)
     assert alone(asked) == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setattr("grpo.policy._BLOCK", 10)
+    monkeypatch.setattr("grpo.policies.torch_scorer._BLOCK", 10)
     watched = watch(some)
     assert some(asked) == pytest.approx(expected, abs=1e-5)
     assert sum(rows for rows, _ in watched.tokens) == len(asked)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_rows
 
-from grpo.errors import DataError
 from grpo.records import (
     OUTCOME_TERMS,
     EpisodeResult,
@@ -29,6 +28,7 @@ from grpo.records import (
     row_to_json,
     rows_from_json,
 )
+from grpo.system.errors import DataError
 
 finite = st.floats(-1e9, 1e9)
 outcomes = st.builds(

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.chart import draw_chart
-from grpo.records import EpisodeResult
-from grpo.report import (
+from grpo.episodes.chart import draw_chart
+from grpo.episodes.report import (
     ALL,
     MEASURES,
     bootstrap_interval,
@@ -27,6 +26,7 @@ from grpo.report import (
     verdict,
     write_csv,
 )
+from grpo.records import EpisodeResult
 
 MODEL = "model/grpo_model"
 

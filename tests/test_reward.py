@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from tiny import tiny_rows
 
 from grpo.config import GRPOTrainingConfig
-from grpo.records import ACTIONS, Action, Outcome, advantage_of_extending, best_of
-from grpo.reward import (
+from grpo.learning.reward import (
     Rewards,
     completion_text,
     format_reward,
@@ -26,6 +25,7 @@ from grpo.reward import (
     tsc_reward,
     tsc_scale,
 )
+from grpo.records import ACTIONS, Action, Outcome, advantage_of_extending, best_of
 
 DELAY = {"delay_veh_s": 1.0}
 STRICT: dict[Action, str] = {"yes": '{"extend": "yes"}', "no": '{"extend": "no"}'}
@@ -243,7 +243,7 @@ def test_completions_of_both_kinds() -> None:
 
 
 def test_import_needs_neither_torch_nor_sumo() -> None:
-    code = "import sys, grpo.reward; print(sorted({'torch', 'trl', 'libsumo'} & set(sys.modules)))"
+    code = "import sys, grpo.learning.reward; print(sorted({'torch', 'trl', 'libsumo'} & set(sys.modules)))"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

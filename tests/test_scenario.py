@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from programs import driven, is_green
 
 from grpo.config import ScenarioSuiteConfig
-from grpo.errors import OutputError, ScenarioError
-from grpo.scenario import LOADS, SCHEDULE, find_scenarios, generate_suite, scenario_name, unique_names
-from grpo.signals import yellow_between
-from grpo.sumo_home import sumo_binary
-from grpo.synthetic import KINDS, _to_sum, make_scenario
-from grpo.synthetic_demand import Burst, _intervals
-from grpo.synthetic_lanes import Approach, find_turns, lane_uses
-from grpo.synthetic_phases import Junction, draw_phases
-from grpo.synthetic_programs import Limits, transition
+from grpo.scenarios import LOADS, SCHEDULE, generate_suite
+from grpo.simulator.scenario_files import find_scenarios, scenario_name, unique_names
+from grpo.simulator.signals import yellow_between
+from grpo.simulator.sumo_home import sumo_binary
+from grpo.synthetic.demand import Burst, _intervals
+from grpo.synthetic.lanes import Approach, find_turns, lane_uses
+from grpo.synthetic.phases import Junction, draw_phases
+from grpo.synthetic.programs import Limits, transition
+from grpo.synthetic.scenario import KINDS, _to_sum, make_scenario
+from grpo.system.errors import OutputError, ScenarioError
 
 
 def suite(folder: Path, **settings: int) -> dict[str, bytes]:

@@ -18,16 +18,16 @@ from tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.config import GRPOTrainingConfig, SFTDataConfig, SFTTrainingConfig
-from grpo.console import guarded
-from grpo.errors import ConfigError, DataError, ModelError, OutputError
-from grpo.model import load_for_inference, load_for_training
-from grpo.model_folder import prompt_form_of
-from grpo.policy import torch_policy
+from grpo.learning.rows import load_grpo_dataset, split_rows
+from grpo.models.folder import prompt_form_of
+from grpo.models.loading import load_for_inference, load_for_training
+from grpo.policies.torch_scorer import torch_policy
 from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptForm, ask, build_messages, form_of
 from grpo.records import GRPODataEntry, observation_of
 from grpo.sft_data import make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
-from grpo.training_data import load_grpo_dataset, split_rows
+from grpo.system.console import guarded
+from grpo.system.errors import ConfigError, DataError, ModelError, OutputError
 
 ROOT = Path(__file__).resolve().parents[1]
 FORM = PromptForm("zh", ("queue", "arriving", "wait", "max_lane_queue"))
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, labels: str) -> None
 
 
 def test_max_pressure_labels_are_what_the_policy_does(tmp_path: Path) -> None:
-    from grpo.baselines import make_rule_policy
+    from grpo.policies.rules import make_rule_policy
 
     rows = tiny_rows(40)
     policy = make_rule_policy("max_pressure", seed=0)

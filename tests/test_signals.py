@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from programs import as_sumo_reads, driven, light_program, written_programs
 
-from grpo.phases import LightProgram, Links, Phase, green_phases, program_cycle, why_uncontrolled
-from grpo.signals import PROGRAM_ID, SignalPlan, SignalSettings, plan_signal, programs_xml, yellow_between
+from grpo.simulator.phases import LightProgram, Links, Phase, green_phases, program_cycle, why_uncontrolled
+from grpo.simulator.signals import PROGRAM_ID, SignalPlan, SignalSettings, plan_signal, programs_xml, yellow_between
 
 
 @st.composite

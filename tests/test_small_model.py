@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from tiny import overflowing
 
-from grpo.errors import ModelError
-from grpo.language_policy import light_policy, small_policy
-from grpo.model_folder import EMBEDDED, PRETRAINED, SHIPPED
-from grpo.policy import torch_policy
+from grpo.models.folder import EMBEDDED, PRETRAINED, SHIPPED
+from grpo.models.numpy_qwen2 import CHAT_TEMPLATE, SmallModel, chat_text, fits
+from grpo.models.random_states import draw_states
+from grpo.policies.language_model import light_policy, small_policy
+from grpo.policies.torch_scorer import torch_policy
 from grpo.prompt_builder import ANSWERS, ask, build_messages
 from grpo.records import ACTIONS
-from grpo.small_model import CHAT_TEMPLATE, SmallModel, chat_text, fits
-from grpo.synthetic_states import draw_states
+from grpo.system.errors import ModelError
 
 SHAPES = {
     "one layer": {},
@@ -140,8 +140,8 @@ def test_a_process_that_decides_holds_neither_torch_nor_transformers() -> None:
     program = (
         "import sys\n"
         "import numpy as np\n"
-        "from grpo.language_policy import light_policy\n"
-        "from grpo.synthetic_states import draw_states\n"
+        "from grpo.policies.language_model import light_policy\n"
+        "from grpo.models.random_states import draw_states\n"
         "decisions = light_policy('pretrained', seed=0).decide(draw_states(np.random.default_rng(0), 5))\n"
         "assert len(decisions) == 5 and all(decision.confidence >= 0.5 for decision in decisions)\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'trl', 'libsumo'}))\n"

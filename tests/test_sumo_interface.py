@@ -13,11 +13,11 @@ from random import Random
 import pytest
 from networks import make_cross, make_pair
 
-from grpo import network
-from grpo.errors import ScenarioError, SimulatorCrash
-from grpo.network import read_network
-from grpo.signals import SignalSettings
+from grpo.simulator import network
+from grpo.simulator.network import read_network
+from grpo.simulator.signals import SignalSettings
 from grpo.sumo_interface import TrafficSimulation
+from grpo.system.errors import ScenarioError, SimulatorCrash
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from networks import make_cross
 
-from grpo.baselines import make_rule_policy
-from grpo.counterfactual import drive
-from grpo.errors import ScenarioError
-from grpo.network import read_network
-from grpo.signals import SignalSettings
-from grpo.sumo_home import sumo_binary
+from grpo.labels.counterfactual import drive
+from grpo.policies.rules import make_rule_policy
+from grpo.simulator.network import read_network
+from grpo.simulator.signals import SignalSettings
+from grpo.simulator.sumo_home import sumo_binary
+from grpo.simulator.sumo_options import FILES, KEPT, LEFT_OUT, REFUSED, SET, options_from, treatment
 from grpo.sumo_interface import TrafficSimulation
-from grpo.sumo_options import FILES, KEPT, LEFT_OUT, REFUSED, SET, options_from, treatment
+from grpo.system.errors import ScenarioError
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_nothing_that_a_scenario_names_is_written(writing: Path) -> None:
 
 
 def test_an_episode_finds_its_own_files_and_leaves_the_scenarios_alone(writing: Path, tmp_path_factory) -> None:
-    from grpo.episode import Episode, run_episode
+    from grpo.episodes.episode import Episode, run_episode
 
     before = digest(writing.parent)
     drive_result = run_episode(

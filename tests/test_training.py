@@ -18,16 +18,16 @@ import pytest
 import yaml
 from tiny import overflowing, tiny_rows, write_dataset
 
-from grpo.checkpoints import newest_checkpoint
 from grpo.config import GRPOTrainingConfig, load_config
-from grpo.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
-from grpo.model_folder import prompt_form_of, write_card
-from grpo.outcome_cache import fill_outcomes
+from grpo.labels.outcome_cache import fill_outcomes
+from grpo.learning.checkpoints import newest_checkpoint
+from grpo.learning.reward import Rewards, outcomes_from_text
+from grpo.learning.rows import usable_rows
+from grpo.models.folder import prompt_form_of, write_card
 from grpo.prompt_builder import DEFAULT_FORM, PromptForm, ask, build_messages, system_prompt
 from grpo.records import GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
-from grpo.reward import Rewards, outcomes_from_text
+from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
-from grpo.training_data import usable_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 YAML = ROOT / "config" / "grpo_config.yaml"
@@ -210,7 +210,7 @@ def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
     from networks import make_cross
 
     from grpo.config import GRPOConfig
-    from grpo.dataset_generator import generate
+    from grpo.generate import generate
 
     make_cross(tmp_path / "cross", duration=200)
     data = tmp_path / "data"
@@ -375,7 +375,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(
     """Checkpoints of the start, in the middle of the second epoch, at its end, and at the end of the run."""
     data = write_dataset(tmp_path / "data", tiny_rows(rows))
     config = small(answering_model, data, tmp_path / "whole", max_steps=2 * steps + 2, save_steps=steps // 2, **changes)
-    from grpo.grpo_trainer import ResumableGRPOTrainer
+    from grpo.learning.sampled_trainer import ResumableGRPOTrainer
 
     kept = tmp_path / "checkpoints"
     save = ResumableGRPOTrainer._save_checkpoint
@@ -434,8 +434,8 @@ def test_killed_run_ends_with_the_same_bits(answering_model: Path, tmp_path: Pat
 
 def test_a_group_shares_its_prefill(answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prompt is read once, and the answers of a greedy generation stay what they were."""
-    from grpo import grpo_trainer
-    from grpo.model import load_for_training
+    from grpo.learning import sampled_trainer
+    from grpo.models.loading import load_for_training
     from grpo.training import build_trainer, trainer_arguments
 
     config = small(answering_model, write_dataset(tmp_path / "data", tiny_rows(6)), tmp_path / "out", max_new_tokens=9)
@@ -455,13 +455,13 @@ def test_a_group_shares_its_prefill(answering_model: Path, tmp_path: Path, monke
     )
     shared, _ = trainer._generate_single_turn(grouped, None, {})
     assert read[0] == 6 and set(read[1:]) == {24}
-    monkeypatch.setattr(grpo_trainer, "_shared_prefill", lambda model: nullcontext())
+    monkeypatch.setattr(sampled_trainer, "_shared_prefill", lambda model: nullcontext())
     assert shared == trainer._generate_single_turn(grouped, None, {})[0]
 
 
 def test_drawing_by_advantage_changes_the_draws_and_not_the_gradient() -> None:
-    from grpo.grpo_trainer import EpochSampler
-    from grpo.reward import draw_weights
+    from grpo.learning.reward import draw_weights
+    from grpo.learning.sampled_trainer import EpochSampler
 
     advantages = [0.0, 1.0, -10.0, 50.0]
     weights = draw_weights(advantages, scale=10.0, share=0.5)
@@ -502,7 +502,7 @@ def test_rows_count_for_less_the_more_often_they_are_drawn(
 def test_vllm_passes_through(answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings reach TRL; without the package the run ends in one line."""
     from grpo import training
-    from grpo.model import load_for_training
+    from grpo.models.loading import load_for_training
 
     data = write_dataset(tmp_path / "data", tiny_rows(8))
     url = "http://localhost:7000"
@@ -636,7 +636,7 @@ def test_numbers_that_are_not_finite_end_the_run(answering_model, dataset, tmp_p
 def test_wrong_reference_is_noticed() -> None:
     from transformers import TrainerControl, TrainerState
 
-    from grpo.grpo_trainer import ReferenceCheck
+    from grpo.learning.sampled_trainer import ReferenceCheck
 
     check, control = ReferenceCheck(), TrainerControl()
     check.on_log(None, TrainerState(global_step=1), control, logs={"kl": 1e-4})

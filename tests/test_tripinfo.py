@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.errors import ScenarioError
-from grpo.tripinfo import GRIDLOCK_WINDOW_S, Observed, is_gridlocked, read_measures
+from grpo.episodes.tripinfo import GRIDLOCK_WINDOW_S, Observed, is_gridlocked, read_measures
+from grpo.system.errors import ScenarioError
 
 TRIP = (
     '<tripinfo id="{id}" depart="{depart}" departDelay="{depart_delay}" arrival="{arrival}" duration="{duration}" '

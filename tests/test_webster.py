@@ -11,10 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import make_cross
 
-from grpo.errors import ScenarioError
-from grpo.network import read_network
-from grpo.signals import SignalSettings
-from grpo.webster import LONGEST_CYCLE_S, SATURATION_VEH_H, Turn, flow_ratios, green_times, lane_flows, webster_plans
+from grpo.simulator.network import read_network
+from grpo.simulator.signals import SignalSettings
+from grpo.simulator.webster import (
+    LONGEST_CYCLE_S,
+    SATURATION_VEH_H,
+    Turn,
+    flow_ratios,
+    green_times,
+    lane_flows,
+    webster_plans,
+)
+from grpo.system.errors import ScenarioError
 
 
 def test_the_formula_by_hand() -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from grpo.errors import ConfigError, DataError
-from grpo.workers import WorkerDied, die_with_parent, run_isolated, usable_workers
+from grpo.system.errors import ConfigError, DataError
+from grpo.system.workers import WorkerDied, die_with_parent, run_isolated, usable_workers
 
 LONG_S = 600.0
 
@@ -269,8 +269,8 @@ PARENT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from grpo.console import guarded
-from grpo.workers import run_isolated
+from grpo.system.console import guarded
+from grpo.system.workers import run_isolated
 from test_workers import note_and_hang, square
 
 def main(_):
@@ -364,7 +364,7 @@ def test_program_that_forgets_its_iterator_ends(tmp_path: Path) -> None:
     program = tmp_path / "forgetful.py"
     program.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from grpo.workers import run_isolated\nfrom test_workers import square\n"
+        "from grpo.system.workers import run_isolated\nfrom test_workers import square\n"
         "if __name__ == '__main__':\n"
         "    run = run_isolated(square, [(1,), (2,), (3,)], max_workers=1, timeout_s=60)\n    print(next(run)[1])\n"
         "    sys.modules['kept'] = run\n"

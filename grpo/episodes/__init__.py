@@ -1,0 +1,1 @@
+"""Closed loop: one episode, its measures, and what many of them say."""

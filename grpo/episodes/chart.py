@@ -1,0 +1,180 @@
+"""The charts of an evaluation and a benchmark: mean delay by policy, and how one policy differs from the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from ..policies.rules import BASELINES
+from ..records import EpisodeResult
+from ..system.errors import OutputError
+from .report import ALL, Summary, compared_policies, display_names, interval_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MODEL_COLOUR, _BASELINE_COLOUR, _FAINT = "#c2410c", "#475569", "#94a3b8"
+_MOST_PANELS = 12
+"""Scenarios that get a panel of their own; with more of them only the panels over all are drawn."""
+
+
+def draw_chart(path: Path, episodes: Sequence[EpisodeResult], summary: Sequence[Summary]) -> None:
+    """Draw mean delay by policy, its differences to the others, and a panel for each scenario; writes a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    total = [entry for entry in summary if entry["scenario"] == ALL]
+    names = display_names([entry["policy"] for entry in total])
+    scenarios = list(dict.fromkeys(episode.scenario for episode in episodes))
+    shown = scenarios if 1 < len(scenarios) <= _MOST_PANELS else []
+    compared = compared_policies(list(names))[-1]
+    panels = 1 + (len(names) > 1) + len(shown)
+    columns = min(panels, 3 if len(shown) > 2 else 2)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * len(names))), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    if len(scenarios) > 1:
+        means = {s: {e["policy"]: e["avg_delay_s"]["mean"] for e in summary if e["scenario"] == s} for s in scenarios}
+        dots = {policy: [means[s][policy] for s in scenarios] for policy in names}
+        _delay_panel(axes[0], f"All {len(scenarios)} scenarios (dots: scenarios)", total, dots, names)
+    else:
+        _delay_panel(axes[0], f"{scenarios[0]} (dots: seeds)", total, _delays(episodes, scenarios[0]), names)
+    if len(names) > 1:
+        _difference_panel(axes[1], compared, next(e for e in total if e["policy"] == compared), names)
+    for axis, scenario in zip(axes[panels - len(shown) :], shown, strict=False):
+        entries = [entry for entry in summary if entry["scenario"] == scenario]
+        _delay_panel(axis, f"{scenario} (dots: seeds)", entries, _delays(episodes, scenario), names)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def draw_parts(
+    path: Path, parts: Sequence[tuple[str, Sequence[str], Mapping[str, Summary]]], episodes: Sequence[EpisodeResult]
+) -> None:
+    """Draw mean delay by policy with its 95 % interval, a panel for each part; writes a PNG.
+
+    A part is its title, its scenarios and the summary of each policy on them. Dots are seeds where it has one
+    scenario, else scenarios.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = display_names(list(parts[0][2]))
+    columns = min(len(parts), 2)
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * len(names))), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis, (title, scenarios, entries) in zip(axes, parts, strict=False):
+        by_scenario = [_delays(episodes, scenario) for scenario in scenarios]
+        if len(scenarios) == 1:
+            _delay_panel(axis, f"{title} (dots: seeds)", list(entries.values()), by_scenario[0], names)
+            continue
+        means: dict[str, list[float | None]] = {policy: [] for policy in names}
+        for delays, policy in product(by_scenario, names):
+            means[policy] += [fmean(known)] if (known := [d for d in delays[policy] if d is not None]) else []
+        _delay_panel(axis, f"{title} (dots: networks)", list(entries.values()), means, names)
+    for axis in axes[len(parts) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(path.name + ".part")
+    try:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None
+
+
+def _delays(episodes: Sequence[EpisodeResult], scenario: str) -> dict[str, list[float | None]]:
+    delays: dict[str, list[float | None]] = {}
+    for episode in episodes:
+        if episode.scenario == scenario:
+            delays.setdefault(episode.policy, []).append(episode.avg_delay_s)
+    return delays
+
+
+def _delay_panel(
+    axis: Axes,
+    title: str,
+    entries: Sequence[Summary],
+    dots: Mapping[str, Sequence[float | None]],
+    names: Mapping[str, str],
+) -> None:
+    """One row a policy: its dots, and its mean as a diamond with its value and a line for its 95 % interval."""
+    values = [value for policy in names for value in dots[policy] if value is not None]
+    if values and min(values) > 0 and max(values) / min(values) > 8:
+        axis.set_xscale("log")  # one gridlocked policy must not squeeze the others together
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    for row, entry in enumerate(entries):
+        policy, mean = entry["policy"], entry["avg_delay_s"]["mean"]
+        known = [value for value in dots[policy] if value is not None]
+        axis.plot(known, [row] * len(known), "o", color=_FAINT, markersize=4, zorder=2)
+        colour = _BASELINE_COLOUR if policy in BASELINES else _MODEL_COLOUR
+        notes = [f"{entry[key]} {key}" for key in ("gridlocked", "failed") if entry[key]]
+        text = ", ".join(["no result" if mean is None else f"{mean:.1f}", *notes])
+        if interval := entry["avg_delay_s"]["interval_95"]:
+            axis.plot(interval, [row, row], "-", color=colour, linewidth=1.2, alpha=0.5, zorder=1)
+        if mean is not None:
+            axis.plot([mean], [row], "D", color=colour, markersize=6.5, zorder=3)
+        axis.annotate(
+            text,
+            (0.0 if mean is None else mean, row),
+            xycoords=("axes fraction" if mean is None else "data", "data"),
+            xytext=(3 if mean is None else 0, 8),
+            textcoords="offset points",
+            ha="left" if mean is None else "center",
+            fontsize=7.5,
+            color=colour,
+        )
+    axis.set_xlabel("mean delay [s per vehicle]", fontsize=8)
+    _dress(axis, title, [names[entry["policy"]] for entry in entries])
+
+
+def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[str, str]) -> None:
+    """One row for each other policy: the paired difference of ``policy`` to it, with its interval."""
+    others = [(other, found) for other, found in entry["delay_difference_s"].items() if found["mean"] is not None]
+    sizes = sorted(abs(found["mean"]) for _, found in others)
+    if sizes and sizes[-1] > 40 and any(small > 0 and large > 4 * small for small, large in pairwise(sizes)):
+        axis.set_xscale("symlog", linthresh=10)  # a gridlocked rival must not squeeze the others together
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.axvline(0.0, color="black", linewidth=0.8, zorder=1)
+    for row, (_, found) in enumerate(others):
+        low, high = found["interval_95"] or (found["mean"], found["mean"])
+        colour = _FAINT if low <= 0 <= high else _MODEL_COLOUR
+        axis.plot([low, high], [row, row], "-", color=colour, linewidth=2.5, solid_capstyle="butt", zorder=2)
+        axis.plot([found["mean"]], [row], "D", color=colour, markersize=6, zorder=3)
+        axis.annotate(
+            f"{found['mean']:+.1f} {interval_text(found['interval_95'])}",
+            (found["mean"], row),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color="black",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
+    axis.set_xlabel("difference in mean delay [s per vehicle], 95 % interval; left of 0 is better", fontsize=8)
+    _dress(axis, f"{names[policy]} minus the others", [names[other] for other, _ in others])
+
+
+def _dress(axis: Axes, title: str, labels: Sequence[str]) -> None:
+    axis.set_title(title, fontsize=9.5, loc="left", fontweight="bold")
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set_ylim(len(labels) - 0.5, -0.75)
+    axis.margins(x=0.18)
+    axis.tick_params(axis="x", labelsize=7.5)
+    axis.grid(axis="x", color="#e2e8f0", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)

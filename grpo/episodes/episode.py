@@ -1,0 +1,241 @@
+"""One closed-loop episode: the simulation in a fresh process of its own, the policy in the calling one.
+
+SUMO's choices can depend on where its objects lie in memory, so a second simulation in the same process, or one
+beside a loaded model, is not exactly the first (seen: 43.0 s and 44.1 s of mean delay for one seed). Started
+alone in a fresh process it is the same every time and for every policy, and a crash in it leaves the policy's
+process, with its loaded model, as it was.
+
+The ``rollout`` policy needs the simulation itself and so decides in its process: at every decision both actions are
+simulated from the present instant, random future included, and the better one is taken. It knows what no junction
+can know and is an upper bound, not a rival.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from ..labels.counterfactual import Counterfactuals, Horizon
+from ..policies.rules import Policy
+from ..records import Action, Observation, advantage_of_extending, best_of, mean_outcomes, time_text
+from ..simulator.monitor import first_of_each
+from ..simulator.signals import SignalSettings
+from ..sumo_interface import ProgramKind, TrafficSimulation
+from ..system.errors import GrpoError, ScenarioError, SimulatorCrash
+from ..system.forks import CHEAP_FORKS, BranchError
+from ..system.workers import die_with_parent
+from .tripinfo import OUTPUTS, Observed, TripMeasures, read_measures
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What is simulated: a scenario, a seed, and who is to drive its lights."""
+
+    sumocfg: Path
+    seed: int
+    program: ProgramKind
+    settings: SignalSettings
+    time_to_teleport: int
+    """Seconds; -1 is never."""
+    search: Horizon | None = None
+    """Decide by the better of both simulated futures, judged over this horizon; no policy is asked then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """What an episode gave: the traffic measures, and how long each batch of decisions took."""
+
+    measures: TripMeasures
+    decisions: int
+    batch_ms: list[float]
+
+
+def run_episode(episode: Episode, policy: Policy | None, *, timeout_s: float) -> Drive:
+    """Run ``episode`` to its end; ``policy`` decides where its program is ``controlled``.
+
+    Raises :class:`ScenarioError` with SUMO's own message where it fails, crashes or runs past ``timeout_s``
+    (seconds of real time).
+    """
+    deadline = time.monotonic() + timeout_s
+    # The hash seed is fixed and the import path is ours: nothing of the caller's state reaches the simulation.
+    environment = (
+        os.environ
+        | (CHEAP_FORKS if episode.search else {})
+        | {
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
+    )
+    with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
+        ours, theirs = Pipe()
+        with ours, (Path(folder) / "stderr.txt").open("w+", encoding="utf-8", errors="replace") as said:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "grpo.episodes.episode", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=environment,
+            )
+            theirs.close()
+            try:
+                ours.send((episode, Path(folder)))
+                return _serve(ours, policy, deadline, timeout_s)
+            except ConnectionError:
+                ours.close()
+                child.wait()
+                said.seek(0)
+                raise ScenarioError(_crash_message(episode, child.returncode, said.read())) from None
+            finally:
+                child.kill()
+                child.wait()
+
+
+def _serve(connection: Connection, policy: Policy | None, deadline: float, timeout_s: float) -> Drive:
+    """Answer the simulation's questions until it sends its measures; raises ``ConnectionError`` where it dies."""
+    decisions = 0
+    batch_ms: list[float] = []
+    while True:
+        if not connection.poll(max(0.0, deadline - time.monotonic())):
+            raise ScenarioError(f"took longer than {timeout_s:g} s; raise episode_timeout_seconds")
+        try:
+            kind, content = connection.recv()
+        except EOFError:
+            raise ConnectionResetError from None
+        if kind == "failed":
+            raise ScenarioError(content)
+        if kind == "measures":
+            return Drive(content, decisions, batch_ms)
+        if kind == "decided":
+            count, milliseconds = content
+            decisions += count
+            batch_ms.append(milliseconds)
+            continue
+        start = time.perf_counter()
+        answers = policy.decide(content) if policy is not None else []
+        batch_ms.append(1000.0 * (time.perf_counter() - start))
+        decisions += len(answers)
+        connection.send([answer.action for answer in answers])
+
+
+def _crash_message(episode: Episode, code: int, said: str) -> str:
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    reason = (said.strip().splitlines() or [f"see whether `sumo -c {episode.sumocfg}` runs"])[-1].strip()
+    return f"the simulation's process died ({how}): {reason}"
+
+
+# ---------------------------------------------------------------------- in the simulation's own process
+
+
+def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
+    """Simulate ``episode``, asking over ``connection`` for the actions of every second's batch of due lights."""
+    arguments = list(OUTPUTS)
+    if episode.time_to_teleport >= 0:
+        arguments += ["--time-to-teleport", str(episode.time_to_teleport)]
+    people_waiting_s = 0
+    files_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with TrafficSimulation(
+        episode.sumocfg,
+        seed=episode.seed,
+        program=episode.program,
+        settings=episode.settings,
+        extra_args=arguments,
+        files_in=files_in,
+    ) as simulation:
+        if episode.search:
+            _keep_from_branches(folder)
+        while not simulation.finished:
+            if connection.poll():  # nothing is ever sent unasked: the caller is gone
+                raise SystemExit(1)
+            if due := simulation.due():
+                if episode.search:
+                    start = time.perf_counter()
+                    actions = better_actions(simulation, due, episode.search)
+                    connection.send(("decided", (len(due), 1000.0 * (time.perf_counter() - start))))
+                else:
+                    connection.send(("due", due))
+                    actions = connection.recv()
+                for observation, action in zip(due, actions, strict=True):
+                    simulation.apply(observation.junction_id, action)
+            simulation.step()
+            people_waiting_s += simulation.standing_people()
+        violations, own_faults = simulation.judge_signals(judge_longest=episode.program != "webster")
+        observed = Observed(
+            waiting=simulation.waiting_vehicles(),
+            vehicles=simulation.events.vehicles,
+            people=simulation.events.people,
+            people_waiting_s=people_waiting_s,
+            own_signal_faults=len(own_faults),
+        )
+    if violations:
+        raise ScenarioError(f"the signals broke their rules: {first_of_each(violations)}")
+    return read_measures(folder, observed)
+
+
+def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], horizon: Horizon) -> list[Action]:
+    """For each due light the action with less delay over the horizon, the others following the rollout policy.
+
+    The simulation stays put. Raises :class:`SimulatorCrash` where a branch failed.
+    """
+    rollout = horizon.policy().decide(list(due))
+    lights = [observation.junction_id for observation in due]
+    with Counterfactuals(simulation, horizon) as engine:
+        engine.ask(
+            due,
+            dict(zip(lights, lights, strict=True)),
+            {light: decision.action for light, decision in zip(lights, rollout, strict=True)},
+        )
+        futures = dict(engine.finish())
+    actions = []
+    for light in lights:
+        found = futures[light]
+        if isinstance(found, BranchError):
+            raise SimulatorCrash(f"{simulation.sumocfg}: a simulated future at {time_text(simulation.time)} s {found}")
+        actions.append(best_of(advantage_of_extending(mean_outcomes(found), {"delay_veh_s": 1.0})))
+    return actions
+
+
+def _keep_from_branches(folder: Path) -> None:
+    """Let every forked copy of this process write SUMO's output files of ``folder`` to nowhere.
+
+    A branch inherits SUMO's open files with what is not written yet; a buffer that runs full there would be
+    written into this process's own files.
+    """
+    files = {(status.st_dev, status.st_ino) for status in map(Path.stat, folder.glob("*.xml"))}
+    outputs = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the descriptor of this very listing
+            status = os.fstat(int(name))
+            if (status.st_dev, status.st_ino) in files:
+                outputs.append(int(name))
+
+    def silence() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in outputs:
+            os.dup2(nowhere, descriptor)
+
+    os.register_at_fork(after_in_child=silence)
+
+
+def _child(descriptor: int) -> None:
+    with Connection(descriptor) as connection:
+        episode, folder = connection.recv()
+        try:
+            connection.send(("measures", simulate(episode, folder, connection)))
+        except GrpoError as error:
+            connection.send(("failed", str(error)))
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))  # also while SUMO starts, or hangs
+    _child(int(sys.argv[1]))

@@ -1,0 +1,275 @@
+"""The question "what if?": the outcome of every action from one instant, with the same random future.
+
+:func:`simulate_actions` is the definition: a branch for each action, in which every light follows the rollout
+policy from its next decision on. :class:`Counterfactuals` gives the same numbers with fewer branches, beside a run
+that goes on: the action that the rollout policy would take leads, for every light asked at that second, into one
+and the same future, and as long as the run itself follows the rollout policy the run is that future.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Literal, Self
+
+from ..policies.language_model import light_policy
+from ..policies.rules import Policy
+from ..records import ACTIONS, Action, Observation, Outcome, time_text
+from ..simulator.measurement import Measurement
+from ..sumo_interface import TrafficSimulation
+from ..system.forks import BranchError, Forks, killed_if_hanging
+
+Futures = list[dict[Action, Outcome]]
+"""Outcomes of both actions in each random future of one decision point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How an action is judged. Seconds are simulated ones, the deadline of a branch is in real ones."""
+
+    rollout_policy: str
+    seconds: int
+    scope: Literal["network", "neighbourhood"]
+    num_futures: int = 1
+    branch_timeout_s: float = 120.0
+
+    def policy(self) -> Policy:
+        """The rollout policy; what it does depends on what it is shown alone."""
+        return light_policy(self.rollout_policy, seed=0)
+
+    def edges(self, simulation: TrafficSimulation, junction_id: str) -> frozenset[str] | None:
+        """Where the outcome of a light is measured; ``None`` is the whole network."""
+        return simulation.neighbourhood(junction_id) if self.scope == "neighbourhood" else None
+
+
+def drive(
+    simulation: TrafficSimulation,
+    policy: Policy,
+    seconds: int,
+    *,
+    due: Sequence[Observation] | None = None,
+    forced: Mapping[str, Action] | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Run ``seconds`` under ``policy``.
+
+    ``due`` are the lights already found due at this very second; those in ``forced`` take the given action
+    instead of the policy's. ``after_step`` is called after every simulated second.
+    """
+    for second in range(seconds):
+        asked = list(due) if second == 0 and due is not None else simulation.due()
+        decisions = policy.decide(asked) if asked else []
+        for observation, decision in zip(asked, decisions, strict=True):
+            action = (forced or {}).get(observation.junction_id) if second == 0 else None
+            simulation.apply(observation.junction_id, action or decision.action)
+        simulation.step()
+        after_step()
+
+
+def future_seed(seed: int, time: float, future: int) -> int | None:
+    """Seed of a random future of the run with ``seed`` from ``time`` on; the first one is the run's own."""
+    return Random(f"{seed}/{time_text(time)}/{future}").getrandbits(30) if future else None
+
+
+def simulate_actions(
+    simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], horizon: Horizon
+) -> Futures:
+    """Outcomes of both actions of one due light, a branch for each. The simulation stays put.
+
+    Raises :class:`BranchError` where a branch failed.
+    """
+    futures: Futures = [{} for _ in range(horizon.num_futures)]
+    with Forks(slots=1, timeout_s=horizon.branch_timeout_s) as forks:
+        for number in range(horizon.num_futures):
+            seed = future_seed(simulation.seed, simulation.time, number)
+            for action in ACTIONS:
+                windows = _Windows(simulation, horizon)
+                windows.open(action, junction_id)
+                forced = {junction_id: action}
+                forks.start(number, partial(windows.run, due=due, forced=forced, seed=seed))
+        for number, value in forks.drain():
+            if isinstance(value, BranchError):
+                raise value
+            futures[number] |= dict(value)
+    return futures
+
+
+class _Windows:
+    """Decision points whose horizon is being simulated, here or in a branch."""
+
+    def __init__(self, simulation: TrafficSimulation, horizon: Horizon) -> None:
+        self._simulation = simulation
+        self._horizon = horizon
+        self._measurements: dict[str, Measurement] = {}
+        self._open: list[tuple[Any, str, int]] = []
+
+    @property
+    def keys(self) -> list[Any]:
+        """Keys of the windows that are not complete."""
+        return [key for key, _, _ in self._open]
+
+    def open(self, key: Any, junction_id: str) -> None:
+        """Begin to measure from this instant."""
+        place = "" if self._horizon.scope == "network" else junction_id
+        if place not in self._measurements:
+            edges = self._horizon.edges(self._simulation, junction_id)
+            self._measurements[place] = self._simulation.measure(edges)
+        self._open.append((key, place, self._measurements[place].seconds))
+
+    def record(self) -> list[tuple[Any, Outcome]]:
+        """Add the second that was just simulated; returns the windows that it completed."""
+        for measurement in self._measurements.values():
+            measurement.record()
+        ended, still_open = [], []
+        for key, place, since in self._open:
+            measurement = self._measurements[place]
+            if measurement.seconds - since == self._horizon.seconds:
+                ended.append((key, measurement.outcome(since)))
+            else:
+                still_open.append((key, place, since))
+        if ended:
+            self._open = still_open
+            used = {place for _, place, _ in still_open}
+            self._measurements = {place: m for place, m in self._measurements.items() if place in used}
+        return ended
+
+    def run(
+        self,
+        *,
+        due: Sequence[Observation] | None = None,
+        forced: Mapping[str, Action] | None = None,
+        seed: int | None = None,
+    ) -> list[tuple[Any, Outcome]]:
+        """Drive under the rollout policy until every window is complete; for use in a branch."""
+        if seed is not None:
+            self._simulation.reseed(seed)
+        outcomes: list[tuple[Any, Outcome]] = []
+        seconds = self._horizon.seconds - min(self._measurements[p].seconds - since for _, p, since in self._open)
+        drive(
+            self._simulation,
+            self._horizon.policy(),
+            seconds,
+            due=due,
+            forced=forced,
+            after_step=lambda: outcomes.extend(self.record()),
+        )
+        return outcomes
+
+
+@dataclass(slots=True)
+class _Point:
+    """A decision point whose outcomes are being collected."""
+
+    futures: Futures
+    missing: int
+    cause: str | None = None
+
+
+class Counterfactuals:
+    """Outcomes of both actions at decision points of a run that goes on meanwhile.
+
+    Every second: ``due``, then :meth:`advance`; after the run :meth:`finish`.
+    """
+
+    def __init__(self, simulation: TrafficSimulation, horizon: Horizon, *, slots: int = 1) -> None:
+        self._simulation = simulation
+        self._horizon = horizon
+        self._policy = horizon.policy()
+        self._forks = Forks(slots=slots, timeout_s=horizon.branch_timeout_s)
+        self._windows = _Windows(simulation, horizon)
+        self._points: dict[Any, _Point] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forks.close()
+
+    def advance(
+        self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]
+    ) -> list[tuple[Any, Futures | BranchError]]:
+        """Begin to label the due lights in ``wanted`` (light -> key), carry out ``taken`` (light -> action), and step.
+
+        Returns (key, outcomes) of the decision points that were completed meanwhile, or why one failed. Blocks while
+        all slots are busy; a step that hangs ends this process.
+        """
+        self.ask(due, wanted, taken)
+        for junction_id, action in taken.items():
+            self._simulation.apply(junction_id, action)
+        with killed_if_hanging(self._horizon.branch_timeout_s):
+            self._simulation.step()
+        self._note(self._windows.record())
+        self._collect(self._forks.finished())
+        return self._labelled()
+
+    def ask(self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]) -> None:
+        """The first part of :meth:`advance`: start the branches. The simulation stays put."""
+        if not wanted and not self._windows.keys:
+            return
+        decisions = self._policy.decide(list(due)) if due else []
+        rollout = {o.junction_id: decision.action for o, decision in zip(due, decisions, strict=True)}
+        for key in wanted.values():
+            futures: Futures = [{} for _ in range(self._horizon.num_futures)]
+            self._points[key] = _Point(futures, missing=2 * len(futures))
+        for number in range(self._horizon.num_futures):
+            seed = future_seed(self._simulation.seed, self._simulation.time, number)
+            windows = _Windows(self._simulation, self._horizon) if number else self._windows
+            for junction_id, key in wanted.items():
+                windows.open((key, number, rollout[junction_id]), junction_id)
+                self._branch_other(junction_id, (key, number, _other(rollout[junction_id])), due, seed)
+            if number and wanted:
+                self._branch(windows, due, seed)
+        if self._windows.keys and any(taken[light] != action for light, action in rollout.items()):
+            self._leave_rollout(due)
+
+    def _labelled(self) -> list[tuple[Any, Futures | BranchError]]:
+        complete = [key for key, point in self._points.items() if point.missing == 0]
+        points = [(key, self._points.pop(key)) for key in complete]
+        return [(key, point.futures if point.cause is None else BranchError(point.cause)) for key, point in points]
+
+    def finish(self) -> list[tuple[Any, Futures | BranchError]]:
+        """The remaining results; the run is over."""
+        if self._windows.keys:
+            self._leave_rollout(None)
+        self._collect(self._forks.drain())
+        return self._labelled()
+
+    def _leave_rollout(self, due: Sequence[Observation] | None) -> None:
+        """The run departs from the rollout policy: a branch goes on with the windows that are open."""
+        self._branch(self._windows, due, None)
+        self._windows = _Windows(self._simulation, self._horizon)
+
+    def _branch_other(self, junction_id: str, key: Any, due: Sequence[Observation], seed: int | None) -> None:
+        windows = _Windows(self._simulation, self._horizon)
+        windows.open(key, junction_id)
+        self._branch(windows, due, seed, {junction_id: key[2]})
+
+    def _branch(
+        self,
+        windows: _Windows,
+        due: Sequence[Observation] | None,
+        seed: int | None,
+        forced: Mapping[str, Action] | None = None,
+    ) -> None:
+        self._forks.start(windows.keys, partial(windows.run, due=due, forced=forced, seed=seed))
+
+    def _collect(self, ended: Sequence[tuple[Any, Any]]) -> None:
+        for keys, value in ended:
+            if not isinstance(value, BranchError):
+                self._note(value)
+                continue
+            for key, _, _ in keys:
+                self._points[key].missing -= 1
+                self._points[key].cause = str(value)
+
+    def _note(self, outcomes: Sequence[tuple[Any, Outcome]]) -> None:
+        for (key, number, action), outcome in outcomes:
+            point = self._points[key]
+            point.futures[number][action] = outcome
+            point.missing -= 1
+
+
+def _other(action: Action) -> Action:
+    return "no" if action == "yes" else "yes"

@@ -1,0 +1,109 @@
+"""Bring instants of a run back, exactly: its decisions are replayed in a fresh process.
+
+A ``state_file`` holds what a run was made of and every decision that was taken in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..records import Action, GRPODataEntry, Outcome, mean_outcomes, time_text
+from ..simulator.signals import SignalSettings
+from ..sumo_interface import TrafficSimulation
+from ..system.errors import DataError, GrpoError
+from ..system.forks import CHEAP_FORKS, BranchError, killed_if_hanging
+from ..system.workers import run_isolated
+from .counterfactual import Futures, Horizon, simulate_actions
+
+
+def run_record(simulation: TrafficSimulation) -> dict[str, Any]:
+    """What a ``state_file`` holds: all that is needed to bring any instant of this run back."""
+    return {
+        "seed": simulation.seed,
+        "settings": asdict(simulation.settings),
+        "lights": {name: [phase.state for phase in plan.phases] for name, plan in simulation.plans.items()},
+        "decisions": simulation.decisions,
+    }
+
+
+def simulate_run(
+    rows: Sequence[GRPODataEntry], folder: Path, *, branch_timeout_s: float
+) -> list[Futures | BranchError]:
+    """Simulate both actions of rows that share one ``state_file``, by replaying their run once.
+
+    ``folder`` is the dataset's folder, to which the rows' paths are relative. Raises :class:`DataError` where the
+    state is absent or belongs to another network.
+    """
+    state_file = folder / str(rows[0].state_file)
+    try:
+        record = json.loads(state_file.read_text(encoding="utf-8-sig"))
+        seed, settings = record["seed"], SignalSettings(**record["settings"])
+        lights, decisions = record["lights"], record["decisions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{state_file}: the state cannot be read ({error}); run `grpo generate` again") from None
+    waiting: dict[float, list[int]] = {}
+    for index, row in enumerate(rows):
+        waiting.setdefault(row.simulation_time, []).append(index)
+    results: dict[int, Futures | BranchError] = {}
+    other = f"{state_file}: is a state of another network than {folder / rows[0].sumocfg}; run `grpo generate` again"
+    with TrafficSimulation(folder / rows[0].sumocfg, seed=seed, settings=settings) as simulation:
+        if lights != run_record(simulation)["lights"]:
+            raise DataError(other)
+        while waiting:
+            due = simulation.due()
+            asked = {observation.junction_id for observation in due}
+            for index in waiting.pop(simulation.time, []):
+                row = rows[index]
+                if row.junction_id not in asked:
+                    raise DataError(other)
+                horizon = Horizon(
+                    row.rollout_policy, row.horizon_seconds, row.outcome_scope, row.num_futures, branch_timeout_s
+                )
+                try:
+                    results[index] = simulate_actions(simulation, row.junction_id, due, horizon)
+                except BranchError as error:
+                    results[index] = error
+            taken = decisions.get(time_text(simulation.time), {})
+            if waiting and (set(taken) != asked or simulation.finished):
+                raise DataError(other)
+            for junction_id, action in taken.items():
+                simulation.apply(junction_id, action)
+            with killed_if_hanging(branch_timeout_s):
+                simulation.step()
+    return [results[index] for index in range(len(rows))]
+
+
+def simulate_rows(
+    rows: Sequence[GRPODataEntry], folders: Sequence[Path], *, max_workers: int, branch_timeout_s: float = 120.0
+) -> list[dict[Action, Outcome] | None]:
+    """Simulate rows that have a ``state_file``, one parallel process for each run they come from.
+
+    Results are in the order of the rows; ``None`` where the simulation failed. Raises :class:`DataError` for a
+    row without a state and where a state cannot be used.
+    """
+    runs: dict[tuple[Path, str], list[int]] = {}
+    for index, (row, folder) in enumerate(zip(rows, folders, strict=True)):
+        if row.state_file is None:
+            raise DataError(f"row {row.id}: has neither outcomes nor a state_file; generate it again with save_states")
+        runs.setdefault((folder, row.state_file), []).append(index)
+    results: list[dict[Action, Outcome] | None] = [None] * len(rows)
+    calls = [([rows[index] for index in indices], folder) for (folder, _), indices in runs.items()]
+    for position, futures, error in run_isolated(
+        simulate_run,
+        calls,
+        kwargs={"branch_timeout_s": branch_timeout_s},
+        max_workers=max_workers,
+        timeout_s=24 * 3600,
+        fresh=True,
+        environment=CHEAP_FORKS,
+    ):
+        if isinstance(error, GrpoError):
+            raise error
+        if error is None:
+            for index, one in zip(list(runs.values())[position], futures, strict=True):
+                results[index] = None if isinstance(one, BranchError) else mean_outcomes(one)
+    return results

@@ -1,0 +1,350 @@
+"""One run: a scenario with one seed is driven to its end, and sampled decision points are labelled on the way.
+
+Labels go to a journal as they are made, so a run that dies loses only what was being simulated; the finished run is
+a *part*. A second process replays the run for the rows whose branches failed and for those that are verified.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..config import GRPOConfig
+from ..policies.language_model import light_policy
+from ..prompt_builder import build_prompt
+from ..records import (
+    Action,
+    GRPODataEntry,
+    Observation,
+    advantage_of_extending,
+    best_of,
+    mean_outcomes,
+    row_to_json,
+    rows_from_json,
+    spread_of_advantage,
+    time_text,
+)
+from ..simulator.monitor import first_of_each
+from ..simulator.signals import SignalSettings
+from ..sumo_interface import TrafficSimulation
+from ..system.errors import OutputError, UnreliableError
+from ..system.files import write_json, write_text
+from ..system.forks import BranchError
+from .counterfactual import Counterfactuals, Futures, Horizon
+from .replay import run_record, simulate_run
+
+_LEAST_TO_JUDGE = 20
+"""Labels before a failure rate means anything."""
+
+
+def state_file(seed: int) -> str:
+    """Where a run's decisions are kept, relative to the dataset's folder."""
+    return f"states/seed-{seed}.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: a scenario and a seed."""
+
+    name: str
+    sumocfg: Path
+    seed: int
+    output: Path
+
+    @property
+    def part(self) -> Path:
+        """The finished run."""
+        return self.output / self.name / f"part-{self.seed}.json"
+
+    @property
+    def journal(self) -> Path:
+        """What a run has done so far."""
+        return self.part.with_suffix(".jsonl")
+
+    @property
+    def state_file(self) -> str:
+        """The run's decisions, relative to the dataset's folder."""
+        return state_file(self.seed)
+
+
+@dataclass
+class Part:
+    """A finished run. ``failed`` maps the ids of rows without outcomes to the causes; only a summary has counts."""
+
+    rows: list[dict[str, Any]]
+    failed: dict[str, str]
+    to_verify: list[str] = field(default_factory=list)
+    verified: int = 0
+    retried: int = 0
+    mismatches: list[str] = field(default_factory=list)
+    replayed: bool = False
+    ended_early: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, task: Task) -> Part:
+        """The part of a task that has one."""
+        return cls(**json.loads(task.part.read_text(encoding="utf-8")))
+
+    def summary(self) -> Part:
+        """The same without its rows, counted: rows of many runs need not be in memory at once."""
+        counts = {
+            "rows": len(self.rows),
+            "extend_is_better": sum(row["best_action"] == "yes" for row in self.rows),
+            "without_outcomes": sum(row["outcomes"] is None for row in self.rows),
+        }
+        return replace(self, rows=[], counts=counts)
+
+    def write(self, task: Task) -> None:
+        """Write the part; raises :class:`OutputError`."""
+        write_json(task.part, asdict(self))
+
+
+def check_failure_rate(failed: int, labels: int, config: GRPOConfig) -> None:
+    """Raise :class:`UnreliableError` where too many branches failed to go on."""
+    if labels >= _LEAST_TO_JUDGE and failed > config.max_failure_rate * labels:
+        raise UnreliableError(
+            f"{config.output_dir}: {failed} of {labels} labels failed, more than max_failure_rate "
+            f"{config.max_failure_rate:g}; mend the cause and run the same command again, or raise the rate"
+        )
+
+
+# ---------------------------------------------------------------------- first pass
+
+
+def label_run(config: GRPOConfig, task: Task, slots: int) -> tuple[int, int]:
+    """Drive the run, write its part and its state; returns the number of rows and of those that failed.
+
+    ``slots`` branches run beside the run itself. Rows found in the journal are not simulated again.
+    """
+    journal = _Journal(task)
+    with TrafficSimulation(task.sumocfg, seed=task.seed, settings=SignalSettings.from_config(config)) as simulation:
+        journal.begin(run_record(simulation))
+        with Counterfactuals(simulation, _horizon(config), slots=slots) as counterfactuals:
+            _drive(config, task, simulation, counterfactuals, journal)
+        violations, _ = simulation.judge_signals()
+        if violations:
+            raise UnreliableError(f"{task.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
+        write_json(task.part.parent / task.state_file, run_record(simulation))
+    return _finish(config, task, journal)
+
+
+def _drive(
+    config: GRPOConfig,
+    task: Task,
+    simulation: TrafficSimulation,
+    counterfactuals: Counterfactuals,
+    journal: _Journal,
+) -> None:
+    random = Random(f"{config.seed}/{task.name}/{task.seed}")
+    behaviour = light_policy(config.behaviour_policy, seed=random.getrandbits(32))
+    observed: dict[int, Observation] = {}
+    points = 0
+
+    def note(labels: list[tuple[int, Futures | BranchError]]) -> None:
+        for index, label in labels:
+            journal.add_row(index, _row(config, task, observed.pop(index), label), label)
+            check_failure_rate(len(journal.failed), len(journal.rows), config)
+
+    while not simulation.finished and points < config.max_rows_per_run:
+        due = simulation.due()
+        wanted = {}
+        for observation in due:
+            if random.random() < _keep(observation, config):
+                if points not in journal.rows:
+                    wanted[observation.junction_id] = points
+                    observed[points] = observation
+                points += 1
+        taken: dict[str, Action] = {}
+        for observation, decision in zip(due, behaviour.decide(due), strict=True):
+            explore: Action = "yes" if random.random() < 0.5 else "no"
+            taken[observation.junction_id] = explore if random.random() < config.exploration else decision.action
+        if taken:
+            journal.add_decisions(simulation.time, taken)
+        note(counterfactuals.advance(due, wanted, taken))
+    note(counterfactuals.finish())
+
+
+def _horizon(config: GRPOConfig) -> Horizon:
+    return Horizon(
+        config.rollout_policy,
+        config.horizon_seconds,
+        config.outcome_scope,
+        config.num_futures,
+        config.branch_timeout_seconds,
+    )
+
+
+def _keep(observation: Observation, config: GRPOConfig) -> float:
+    """Probability that a decision point becomes a row: where nobody is in sight there is little to learn."""
+    seen = any(m.queue or m.arriving or m.approaching for m in observation.phases.values())
+    return config.sample_fraction if seen else config.sample_fraction * config.empty_fraction
+
+
+def _row(config: GRPOConfig, task: Task, observation: Observation, label: Futures | BranchError) -> GRPODataEntry:
+    row = GRPODataEntry(
+        id=f"{task.name}-{task.seed}-{observation.junction_id}-{time_text(observation.time)}",
+        scenario=task.name,
+        sumocfg=Path(os.path.relpath(task.sumocfg, task.part.parent)).as_posix(),
+        junction_id=observation.junction_id,
+        seed=task.seed,
+        simulation_time=observation.time,
+        phase_order=observation.phase_order,
+        current_phase_id=observation.current_phase_id,
+        current_green_elapsed=observation.green_elapsed,
+        min_green=observation.min_green,
+        max_green=observation.max_green,
+        extend_seconds=observation.extend_seconds,
+        transition_seconds=observation.transition_seconds,
+        can_extend=observation.green_elapsed + observation.extend_seconds <= observation.max_green,
+        phase_metrics=observation.phases,
+        prompt=build_prompt(observation),
+        state_file=task.state_file if config.save_states else None,
+        outcomes=None,
+        rollout_policy=config.rollout_policy,
+        horizon_seconds=config.horizon_seconds,
+        outcome_scope=config.outcome_scope,
+        best_action=None,
+        advantage=None,
+        num_futures=config.num_futures,
+        advantage_spread=None,
+    )
+    return row if isinstance(label, BranchError) else _labelled(config, row, label)
+
+
+def _labelled(config: GRPOConfig, row: GRPODataEntry, futures: Futures) -> GRPODataEntry:
+    outcomes = mean_outcomes(futures)
+    advantage = advantage_of_extending(outcomes, config.cost_weights)
+    if not math.isfinite(advantage):
+        raise UnreliableError(f"row {row.id}: its advantage is {advantage}; an outcome holds a number that is none")
+    return replace(
+        row,
+        outcomes=outcomes,
+        best_action=best_of(advantage),
+        advantage=advantage,
+        advantage_spread=spread_of_advantage(futures, config.cost_weights),
+    )
+
+
+def _finish(config: GRPOConfig, task: Task, journal: _Journal, ended_early: str | None = None) -> tuple[int, int]:
+    """Turn the journal into a part."""
+    rows = [journal.rows[index] for index in sorted(journal.rows)]
+    failed = {journal.rows[index]["id"]: cause for index, cause in sorted(journal.failed.items())}
+    random = Random(f"{config.seed}/verify/{task.name}/{task.seed}")
+    chosen = [row["id"] for row in rows if random.random() < config.verify_fraction and row["id"] not in failed]
+    part = Part(rows, failed, to_verify=chosen, replayed=not failed and not chosen, ended_early=ended_early)
+    part.write(task)
+    journal.remove()
+    return len(rows), len(failed)
+
+
+def salvage_run(config: GRPOConfig, task: Task, cause: str) -> None:
+    """Make the part of a run that died again and again: what its journal holds up to there."""
+    journal = _Journal(task, keep_failed=True)
+    if journal.header is not None:
+        write_json(task.part.parent / task.state_file, journal.header | {"decisions": journal.decisions})
+    _finish(config, task, journal, ended_early=cause)
+
+
+class _Journal:
+    """Rows and decisions of a run, one line of JSON each, in the order in which they came about."""
+
+    def __init__(self, task: Task, *, keep_failed: bool = False) -> None:
+        """Read what an earlier process left. A failed row is forgotten, to be simulated again."""
+        self._path = task.journal
+        self.header: dict[str, Any] | None = None
+        self.decisions: dict[str, dict[str, Action]] = {}
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.failed: dict[int, str] = {}
+        self._file: Any = None
+        for line in self._lines():
+            if "run" in line:
+                self.header = line["run"]
+            elif "time" in line:
+                self.decisions[line["time"]] = line["decisions"]
+            elif line["cause"] is None or keep_failed:
+                self._note(line)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # the last line of a killed process may be torn
+                yield json.loads(line)
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Begin the file anew with what the run is made of, the rows that are known and what led to them."""
+        decisions = [{"time": time, "decisions": taken} for time, taken in self.decisions.items()]
+        known = [{"row": index, "data": row, "cause": None} for index, row in sorted(self.rows.items())]
+        lines = [{"run": record | {"decisions": {}}}, *decisions, *known]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def add_row(self, index: int, row: GRPODataEntry, label: Futures | BranchError) -> None:
+        """Note a row, or why it has no outcomes."""
+        line = {"row": index, "data": row_to_json(row), "cause": str(label) if row.outcomes is None else None}
+        self._note(line)
+        self._append(line)
+
+    def add_decisions(self, time: float, taken: dict[str, Action]) -> None:
+        """Note the decisions of a second."""
+        self._append({"time": time_text(time), "decisions": taken})
+
+    def remove(self) -> None:
+        """Delete the file: the part is written."""
+        if self._file is not None:
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self.rows[line["row"]] = line["data"]
+        if line["cause"] is not None:
+            self.failed[line["row"]] = line["cause"]
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self._path}: cannot be written ({error.strerror}); free the disk and run the same command again"
+            ) from None
+
+
+# ---------------------------------------------------------------------- second pass
+
+
+def replay_run(config: GRPOConfig, task: Task) -> Part:
+    """Simulate the failed rows of a part again and verify its sampled ones, each action in a branch of its own.
+
+    Writes the part; returns its summary.
+    """
+    part = Part.read(task)
+    position = {row["id"]: index for index, row in enumerate(part.rows)}
+    ids = sorted({*part.failed, *part.to_verify}, key=position.__getitem__)
+    rows = rows_from_json([part.rows[position[name]] for name in ids], source=str(task.part))
+    rows = [replace(row, state_file=task.state_file) for row in rows]
+    results = simulate_run(rows, task.part.parent, branch_timeout_s=config.branch_timeout_seconds)
+    for row, label in zip(rows, results, strict=True):
+        if isinstance(label, BranchError):
+            if row.id in part.failed:
+                part.failed[row.id] += f"; again: {label}"
+            continue
+        again = row_to_json(_labelled(config, row, label)) | {"state_file": part.rows[position[row.id]]["state_file"]}
+        if row.id in part.failed:
+            part.rows[position[row.id]] = again
+            del part.failed[row.id]
+            part.retried += 1
+            continue
+        part.verified += 1
+        before = part.rows[position[row.id]]["outcomes"]
+        if again["outcomes"] != before:
+            part.mismatches.append(f"row {row.id}: recorded {before}, replayed {again['outcomes']}")
+    part.replayed = True
+    part.write(task)
+    return part.summary()

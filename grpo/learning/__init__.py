@@ -1,0 +1,1 @@
+"""GRPO: rows, rewards, trainers, checkpoints."""

@@ -1,0 +1,126 @@
+"""The dataset as GRPO reads it: every row with its conversation and, as columns, all that the rewards need."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import GRPOTrainingConfig
+from ..labels.outcome_cache import fill_outcomes
+from ..prompt_builder import DEFAULT_FORM, PromptForm, ask
+from ..records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, observation_of, read_rows
+from ..system.errors import DataError
+from ..system.ranks import processes
+from .reward import outcomes_to_text
+
+if TYPE_CHECKING:
+    import datasets
+
+    from ..models.loading import LoadedModel
+
+log = logging.getLogger(__name__)
+
+
+def load_grpo_dataset(
+    dataset_path: str | Path,
+    *,
+    prompt_form: PromptForm = DEFAULT_FORM,
+    cost_weights: Mapping[str, float] | None = None,
+    extend_seconds: int | None = None,
+    max_workers: int = 4,
+) -> datasets.Dataset:
+    """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, or a folder of scenario folders.
+
+    Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the
+    instruction and the input JSON), ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`,
+    by ``cost_weights``, default the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated
+    by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
+    ``extend_seconds`` is not the given one.
+    """
+    import datasets
+
+    weights = {"delay_veh_s": 1.0} if cost_weights is None else cost_weights
+    columns = []
+    for file in dataset_files(dataset_path):
+        rows = read_rows(file)
+        for index, row in enumerate(rows):
+            if extend_seconds is not None and row.extend_seconds != extend_seconds:
+                raise DataError(
+                    f"{file}: row {index}, field 'extend_seconds': made with {row.extend_seconds}, the config says "
+                    f"{extend_seconds}; set extend_seconds to {row.extend_seconds}, or generate the rows again"
+                )
+        for row in fill_outcomes(rows, file, partial(_simulate, folder=file.parent, max_workers=max_workers)):
+            advantage = None if row.outcomes is None else advantage_of_extending(row.outcomes, weights)
+            columns.append(
+                {
+                    "id": row.id,
+                    "scenario": row.scenario,
+                    "seed": row.seed,
+                    "junction_id": row.junction_id,
+                    "simulation_time": row.simulation_time,
+                    "prompt": ask(observation_of(row), prompt_form),
+                    "outcomes": outcomes_to_text(row.outcomes),
+                    "advantage": advantage,
+                    "best_action": None if advantage is None else best_of(advantage),
+                }
+            )
+    if not columns:
+        raise DataError(f"{dataset_path}: holds no rows; generate more with `grpo generate`")
+    return datasets.Dataset.from_list(columns)
+
+
+def _simulate(rows: list[GRPODataEntry], *, folder: Path, max_workers: int) -> Sequence[Any]:
+    from ..labels.replay import simulate_rows
+
+    return simulate_rows(rows, [folder] * len(rows), max_workers=max_workers)
+
+
+def usable_rows(dataset: datasets.Dataset, loaded: LoadedModel, config: GRPOTrainingConfig) -> datasets.Dataset:
+    """Rows that can teach something: a finite advantage, and a prompt that leaves room for an answer.
+
+    A row without outcomes has no traffic reward: its group would be generated for the sake of the format alone.
+    """
+    known = [i for i, gain in enumerate(dataset["advantage"]) if gain is not None and math.isfinite(gain)]
+    if not known:
+        raise DataError(f"{config.dataset_path}: no row has outcomes; run `grpo generate` again")
+    longest = min(config.max_seq_length, getattr(loaded.model.config, "max_position_embeddings", config.max_seq_length))
+    prompts = dataset.select(known)["prompt"]
+    tokens = loaded.tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=False)
+    short = [i for i, ids in zip(known, tokens, strict=True) if len(ids) + config.max_new_tokens <= longest]
+    for count, reason in (
+        (len(dataset) - len(known), "have no outcomes"),
+        (len(known) - len(short), f"have prompts of more than {longest} - {config.max_new_tokens} tokens"),
+    ):
+        if count:
+            log.warning("%d of %d rows are left out: they %s", count, len(dataset), reason)
+    if not short:
+        raise DataError(f"{config.dataset_path}: every prompt is longer than {longest} tokens; raise max_seq_length")
+    return dataset.select(short)
+
+
+def split_rows(dataset: datasets.Dataset, config: GRPOTrainingConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training rows, and up to ``validation_rows`` of those that are held out (see :func:`hold_out`)."""
+    out = [False] * len(dataset)
+    if config.validation_rows:
+        out = hold_out(
+            dataset["scenario"],
+            dataset["seed"],
+            dataset["simulation_time"],
+            fraction=config.validation_fraction,
+            seed=config.seed,
+        )
+    train = dataset.select([i for i, held in enumerate(out) if not held])
+    unseen = [i for i, held in enumerate(out) if held]
+    chosen = random.Random(config.seed).sample(unseen, min(config.validation_rows, len(unseen)))
+    prompts = config.batch_size * config.gradient_accumulation_steps * processes() // config.group_size
+    if len(train) < prompts:
+        raise DataError(
+            f"{config.dataset_path}: {len(train)} rows to train on, one step takes {prompts} (batch_size x "
+            "gradient_accumulation_steps x processes / answers in a group); generate more rows, or lower batch_size"
+        )
+    return train, dataset.select(sorted(chosen))

@@ -1,0 +1,219 @@
+"""Stage `grpo merge`: join the shards of one `grpo generate` run, checked to be the whole of it.
+
+The shards of ``grpo generate --shard 1/N`` to ``--shard N/N`` become the dataset that one run without shards would
+have written, byte for byte. Run: ``grpo merge --shards data/shard1 data/shard2 --output-dir data/grpo_datasets``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from .config import GRPOConfig, MergeConfig
+from .generate import DATASET, NOT_OF_THE_ROWS, print_result
+from .labels.run import state_file
+from .records import rows_from_json
+from .system.errors import ConfigError, DataError
+from .system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
+from .system.settings import parse_config
+
+_MAY_DIFFER = {*NOT_OF_THE_ROWS, "shard", "output_dir", "if_finished"}
+_SAME_VERSIONS = ("eclipse-sumo", "libsumo")
+_SUMMED = ("retried", "verified")
+_JOINED = ("failures", "quarantined", "mismatches")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished run of `grpo generate` with ``--shard number/count``."""
+
+    folder: Path
+    number: int
+    count: int
+    manifest: dict[str, Any]
+
+    @property
+    def tasks(self) -> list[tuple[str, int]]:
+        """(scenario, seed) of this shard's share of the runs, in order."""
+        return [(name, seed) for name, seed in self.manifest["tasks"][self.number - 1 :: self.count]]
+
+    def seeds(self, name: str) -> list[int]:
+        """Seeds of one scenario that are this shard's, in order."""
+        return [seed for scenario, seed in self.tasks if scenario == name]
+
+
+def merge(config: MergeConfig) -> int:
+    """Write the whole dataset of ``config.shards`` and return its number of rows.
+
+    Raises :class:`GrpoError` before anything is written where the shards are not the whole of one run, where one is
+    damaged, and where the output folder cannot be used. One scenario's rows are in memory at a time.
+    """
+    output = Path(config.output_dir)
+    shards = [_read_shard(Path(folder)) for folder in config.shards]
+    for shard in shards:
+        ours, theirs = output.resolve(), shard.folder.resolve()
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+            raise ConfigError(
+                [f"output_dir: {output} and shard {shard.folder} lie in each other; choose another folder"]
+            )
+    _check_together(shards)
+    shards.sort(key=lambda shard: shard.number)
+    whole = shards[0].manifest["tasks"]
+    names = list(dict.fromkeys(name for name, _ in whole))
+    for name in names:
+        rows_from_json(_rows(shards, name, output), source=name)
+
+    claim_output(output, config.to_dict(), if_finished=config.if_finished)
+    for name in names:
+        write_json(output / name / DATASET, _rows(shards, name, output))
+        for shard in shards:
+            for state in [state_file(seed) for seed in shard.seeds(name)]:
+                if (shard.folder / name / state).exists():
+                    write_text(output / name / state, (shard.folder / name / state).read_text(encoding="utf-8"))
+    results = _results([shard.manifest for shard in shards], names)
+    write_manifest(output, config.STAGE, config.to_dict(), **results)
+    return int(results["rows"])
+
+
+# ---------------------------------------------------------------------- is it one run, whole?
+
+
+def _read_shard(folder: Path) -> Shard:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8-sig"))
+        if manifest["stage"] != GRPOConfig.STAGE or manifest["settings"]["shard"] == "1/1":
+            raise DataError(f"{folder}: is no shard; make one with `grpo generate --shard I/N`")
+        number, count = map(int, manifest["settings"]["shard"].split("/"))
+        shard = Shard(folder, number, count, manifest)
+        if set(manifest["scenarios"]) != {name for name, _ in shard.tasks}:
+            raise DataError(f"{path}: lists other scenarios than those of its runs; generate the shard again")
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: has no {MANIFEST}, so this shard is not finished; run its `grpo generate` to the end"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a shard") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no manifest of a shard ({error!r}); generate the shard again") from None
+    return shard
+
+
+def _check_together(shards: Sequence[Shard]) -> None:
+    """Raise :class:`DataError` unless the shards are all those of one run, each once."""
+    first = shards[0]
+    given: dict[int, Path] = {}
+    for shard in shards:
+        both = f"{first.folder} and {shard.folder}"
+        if shard.count != first.count:
+            raise DataError(f"{both}: are shards of {first.count} and of {shard.count}; give the shards of one run")
+        if shard.number in given:
+            raise DataError(f"{given[shard.number]} and {shard.folder}: are both shard {shard.number}; give it once")
+        given[shard.number] = shard.folder
+        ours, theirs = ({**one.manifest["settings"], **_versions(one)} for one in (first, shard))
+        for key in sorted((ours.keys() | theirs.keys()) - _MAY_DIFFER):
+            if ours.get(key) != theirs.get(key):
+                raise DataError(
+                    f"{both}: were made with {key} {ours.get(key)} and {theirs.get(key)}; "
+                    "generate one of them again with the settings of the others"
+                )
+        for one, other in zip_longest(first.manifest["tasks"], shard.manifest["tasks"]):
+            if one != other:
+                raise DataError(
+                    f"{both}: share out different runs ({one} and {other}); were scenarios added between? "
+                    "generate one of them again"
+                )
+    if missing := [f"{number}/{first.count}" for number in range(1, first.count + 1) if number not in given]:
+        raise DataError(
+            f"{first.folder}: of its {first.count} shards {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not given; add the folder of each to --shards"
+        )
+
+
+def _versions(shard: Shard) -> dict[str, Any]:
+    versions = shard.manifest.get("versions", {})
+    return {f"version of {package}": versions.get(package) for package in _SAME_VERSIONS}
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def _rows(shards: Sequence[Shard], name: str, output: Path) -> list[dict[str, Any]]:
+    """All rows of one scenario as they are to be written; raises :class:`DataError` where a shard is damaged."""
+    by_seed: dict[int, list[dict[str, Any]]] = {}
+    for shard in shards:
+        if seeds := shard.seeds(name):
+            for row in _shard_rows(shard, name, seeds, output):
+                by_seed.setdefault(row["seed"], []).append(row)
+    rows = [row for scenario, seed in shards[0].manifest["tasks"] if scenario == name for row in by_seed.get(seed, [])]
+    ids = Counter(row["id"] for row in rows)
+    if twice := [row for row, times in ids.items() if times > 1]:
+        raise DataError(f"{name}: more than one row has the id {twice[0]}; generate the shards again")
+    if len(scenarios := {row["sumocfg"] for row in rows}) > 1:
+        raise DataError(
+            f"{name}: its rows come from different scenario files ({', '.join(sorted(scenarios))}); "
+            "put the shards' folders where they were written"
+        )
+    return rows
+
+
+def _shard_rows(shard: Shard, name: str, seeds: list[int], output: Path) -> list[dict[str, Any]]:
+    path = shard.folder / name / DATASET
+    again = f"generate shard {shard.number}/{shard.count} again"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        count = shard.manifest["scenarios"][name]["rows"]
+        if len(rows) != count:
+            raise DataError(f"{path}: holds {len(rows)} rows, its manifest says {count}; {again}")
+        runs = [(row["scenario"], row["seed"]) for row in rows]
+        for run in runs:
+            if run not in [(name, seed) for seed in seeds]:
+                raise DataError(f"{path}: holds a row of {run[0]} seed {run[1]}, which is not in this shard; {again}")
+        for state in {row["state_file"] for row in rows} - {None}:
+            if not (shard.folder / name / state).is_file():
+                raise DataError(f"{shard.folder / name / state}: is missing, and rows need it; {again}")
+        for row in rows:
+            scenario = os.path.join(shard.folder, name, row["sumocfg"])
+            row["sumocfg"] = Path(os.path.relpath(scenario, output / name)).as_posix()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {again}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no dataset ({error!r}); {again}") from None
+    return rows  # type: ignore[no-any-return]
+
+
+def _results(manifests: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The manifest of the whole, from those of the shards."""
+    settings = manifests[0]["settings"]
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for manifest in manifests:
+        for name, count in manifest["scenarios"].items():
+            counts[name].update(count)
+    return {
+        "generated_with": {key: value for key, value in settings.items() if key not in _MAY_DIFFER},
+        "rows": sum(count["rows"] for count in counts.values()),
+        "tasks": manifests[0]["tasks"],
+        "scenarios": counts,
+        **{key: [one for manifest in manifests for one in manifest.get(key, [])] for key in _JOINED},
+        **{key: sum(manifest.get(key, 0) for manifest in manifests) for key in _SUMMED},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the stage."""
+    config = parse_config(MergeConfig, argv, description=(__doc__ or "").splitlines()[0])
+    print_result(merge(config), config.output_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.system.console import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,4 @@
+"""Language models: load, save, tokens, weights. ``loading`` is the only ``import unsloth``.
+
+Knows nothing of the simulator.
+"""

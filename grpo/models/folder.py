@@ -1,0 +1,107 @@
+"""Where language models lie and what they were taught: folders, the shipped models, and the card in a folder.
+
+Nothing here loads a model, so the simulator's side may use it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ..prompt_builder import PromptForm
+from ..system.errors import ModelError
+from ..system.files import write_json
+
+EMBEDDED = "embedded"
+"""The ``model_path`` that means the base model shipped in the package: it reads states and knows the format."""
+PRETRAINED = "pretrained"
+"""The one that means the controller shipped in the package: the base after SFT and GRPO on generated traffic."""
+SHIPPED = {
+    EMBEDDED: Path(__file__).resolve().parent / "shipped" / "base",
+    PRETRAINED: Path(__file__).resolve().parent / "shipped" / "pretrained",
+}
+
+CARD = "scu_tsc.json"
+"""File in a model's folder that says what the model was trained for."""
+
+CONFIGS = ("config.json", "adapter_config.json")
+"""A folder with one of them is a model; an adapter has the second alone."""
+
+ADAPTER = "adapter"
+"""Folder beside the merged weights of a model that was trained with LoRA: the adapter alone."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LOCAL_PREFIXES = ("model/", "models/", "data/", "results/", "export/")
+
+
+def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
+    """Turn a shipped model's name, a folder or a hub id into what the loaders take; raises :class:`ModelError`.
+
+    ``org/name`` is a hub id unless it can be a folder: it exists, its first part is a folder here, or it starts
+    with one of the project's own output folders (``model/``, ...). ``made_by`` is the command that makes the
+    folder, for the message where it is absent.
+    """
+    if model_path in SHIPPED:
+        folder = SHIPPED[model_path]
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder}: the shipped model is missing; install again, or rebuild it: make pretrained")
+        return str(folder)
+    path = Path(model_path).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in CONFIGS):
+            hint = f"finish `{made_by}`" if made_by else "give the folder of a saved model"
+            raise ModelError(f"{path}: holds neither config.json nor adapter_config.json; {hint}")
+        return str(path)
+    if path.exists():
+        raise ModelError(f"{path}: is a file; give the folder of a saved model")
+    local = model_path.startswith(_LOCAL_PREFIXES) or Path(model_path.split("/")[0]).is_dir()
+    if _HUB_ID.fullmatch(model_path) and not local:
+        return model_path
+    hint = f"make it with `{made_by}`, or give" if made_by else "give"
+    names = " or ".join(f"`{name}`" for name in SHIPPED)
+    raise ModelError(f"{path}: no such model folder; {hint} another folder, a hub id (org/name), {names}")
+
+
+def is_local(model: str) -> bool:
+    """Whether a resolved model is a folder and not a hub id."""
+    return Path(model).is_dir()
+
+
+def is_adapter(model: str) -> bool:
+    """Whether a resolved model is the folder of an adapter that lies on top of another model."""
+    merged, adapter = (Path(model) / name for name in CONFIGS)
+    return adapter.is_file() and not merged.is_file()
+
+
+def base_of(adapter: str) -> str:
+    """The model, resolved, that the adapter in a folder lies on; raises :class:`ModelError`."""
+    settings = Path(adapter) / "adapter_config.json"
+    try:
+        return resolve_model(json.loads(settings.read_text(encoding="utf-8-sig"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"{settings}: does not name its base model; save the adapter again") from None
+
+
+def write_card(folder: Path, form: PromptForm) -> None:
+    """Note the form of the prompts that the model in ``folder`` was taught with."""
+    write_json(folder / CARD, {"prompt_language": form.language, "prompt_fields": list(form.fields)})
+
+
+def prompt_form_of(folder: str | Path) -> PromptForm | None:
+    """The form that the model in ``folder`` was taught with; ``None`` where nothing says.
+
+    Raises :class:`ModelError` where it is none that this version can ask in.
+    """
+    path = Path(folder) / CARD
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8-sig"))
+        form = PromptForm(card["prompt_language"], tuple(card["prompt_fields"]))
+        problems = form.problems()
+    except (OSError, ValueError, KeyError, TypeError):
+        problems = ["prompt_language and prompt_fields are missing"]
+    if problems:
+        raise ModelError(f"{path}: {problems[0]}; train the model again with this version")
+    return form

@@ -1,0 +1,483 @@
+"""Language models: where they come from, how they are loaded for training and for answering, how they are saved.
+
+The only module that imports Unsloth. Unsloth has to come before trl, transformers and peft, so a stage calls
+:func:`choose_backend` (or :func:`load_for_training`) before it imports any of them. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..prompt_builder import PromptForm
+from ..system.errors import ConfigError, ModelError
+from ..system.files import disk_errors
+from ..system.ranks import local_rank, processes, see_one_gpu, sharding
+from .folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_card
+from .tokenizer import check_round_trip, check_tokenizer_file
+
+if TYPE_CHECKING:
+    from ..config import GRPOTrainingConfig, SFTTrainingConfig
+
+Backend = Literal["unsloth", "transformers"]
+
+_COMPILED = Path.home() / ".cache" / "scu_tsc" / "unsloth"
+"""Where Unsloth writes the trainers that it generates; left to itself it leaves a folder wherever a run is started."""
+
+_SMALL = 50_000_000
+"""Below so many parameters a model gains nothing from 16-bit arithmetic, and its answers suffer from it."""
+
+log = logging.getLogger(__name__)
+
+
+def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: str) -> Backend:
+    """Decide who loads ``model`` (resolved) for training, and import Unsloth where it is to be.
+
+    ``auto`` takes Unsloth where a GPU and the package are there, but for a small model: compiling takes Unsloth longer
+    than training takes transformers. From here on a process without a launcher sees one GPU. Raises
+    :class:`ModelError` where Unsloth is asked for and cannot be had.
+    """
+    see_one_gpu()
+    if setting == "transformers":
+        return "transformers"
+    if sharding():
+        if setting == "unsloth":
+            raise ModelError(
+                f"backend: unsloth cannot train a model that {sharding()} splits over processes; set backend to "
+                "transformers, or launch with config/accelerate/ddp.yaml"
+            )
+        return "transformers"
+    lacking = "a CUDA GPU" if not _has_gpu() else "the package unsloth" if find_spec("unsloth") is None else None
+    if lacking:
+        if setting == "unsloth":
+            raise ModelError(
+                f"backend: unsloth needs {lacking}, which is not here; install scu-tsc[gpu] on a GPU machine, "
+                "or set backend to transformers"
+            )
+        return "transformers"
+    if setting == "auto" and _is_small(model):
+        return "transformers"
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it reports every run to its makers otherwise
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(_COMPILED))
+    try:
+        with _stdout_to_stderr():
+            import unsloth  # noqa: F401
+    except Exception as error:  # whatever its patches run into: a version clash must not end an `auto` run
+        if setting == "unsloth":
+            raise ModelError(f"backend: unsloth cannot be imported ({_first_line(error)})") from None
+        log.warning("unsloth cannot be imported (%s); going on with transformers", _first_line(error))
+        return "transformers"
+    return "unsloth"
+
+
+def choose_optimizer(optim: str) -> str:
+    """``optim`` where it can run here; an 8-bit one becomes ``adamw_torch`` without a GPU or bitsandbytes, and where
+    the weights are split over processes, which bitsandbytes does not know.
+
+    Raises :class:`ConfigError` for a name that the trainer does not know.
+    """
+    from transformers.training_args import OptimizerNames
+
+    names = [member.value for member in OptimizerNames]
+    if optim not in names:
+        raise ConfigError([f"optim: unknown optimizer '{optim}'; one of {', '.join(names)}"])
+    if "8bit" in optim and (sharding() or not (_has_gpu() and find_spec("bitsandbytes"))):
+        log.warning("optimizer %s needs a CUDA GPU with the whole model, and bitsandbytes; using adamw_torch", optim)
+        return "adamw_torch"
+    return optim
+
+
+def precision_arguments(model: Any) -> dict[str, bool]:
+    """The trainer's arguments about device and number format on this machine; a small model computes in fp32.
+
+    Where the weights are split over processes, the launcher's configuration says in what format.
+    """
+    if sharding():
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        return {"use_cpu": not _has_gpu(), "bf16": asked == "bf16", "fp16": asked == "fp16"}
+    if not _has_gpu():
+        return {"use_cpu": True, "bf16": False, "fp16": False}
+    half = sum(parameter.numel() for parameter in model.parameters()) >= _SMALL
+    bf16 = _gpu_has_bf16()
+    return {"use_cpu": False, "bf16": half and bf16, "fp16": half and not bf16}
+
+
+def storage_format(model: Any) -> Any:
+    """The 16-bit torch dtype for ``model``'s weights: bf16, in which large models compute; for a small one fp16.
+
+    Rounded to bf16 the shipped model decides otherwise in 1 of 2,000 random states, to fp16 in none.
+    """
+    import torch
+
+    parameters = list(model.parameters())
+    largest = max(float(parameter.abs().max()) for parameter in parameters)
+    small = sum(parameter.numel() for parameter in parameters) < _SMALL
+    return torch.float16 if small and largest < torch.finfo(torch.float16).max else torch.bfloat16
+
+
+def plain_passes() -> bool:
+    """Whether forward passes are transformers' own: not Unsloth's, nor those of a model split over processes."""
+    return sharding() is None and "unsloth" not in sys.modules
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be trained, its tokenizer, and who loaded it."""
+
+    model: Any
+    tokenizer: Any
+    backend: Backend
+
+
+def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedModel:
+    """Load ``config.model_path`` with fresh LoRA adapters, or with every weight trainable.
+
+    An adapter folder is merged into its base first, so that the policy without the fresh adapters, which is the
+    KL reference, is the policy that was saved. LoRA is attached where ``lora_rank`` > 0 and the model has at least
+    ``full_training_below`` parameters. Raises :class:`ModelError`.
+    """
+    source = resolve_model(config.model_path, made_by="grpo sft" if config.STAGE == "train" else None)
+    backend = choose_backend(config.backend, source)
+    from transformers import set_seed
+
+    set_seed(config.seed)  # the adapters start from random numbers
+    _attend_without_plans()
+    base, adapter = _base_and_adapter(source)
+    tokenizer = _load_tokenizer(source)
+    parameters = _parameter_count(base)
+    lora = config.lora_rank > 0 and parameters >= config.full_training_below
+    _limit_threads(parameters)
+    half = lora and _has_gpu() and _gpu_has_bf16()
+    if backend == "unsloth":
+        model = _load_with_unsloth(base, config, half=half, full=not lora)
+    else:
+        model = _load_causal_lm(base, half=half)
+        if _has_gpu() and not sharding():
+            model.to(f"cuda:{local_rank()}")
+    if adapter is not None:
+        model = _merge_adapter(model, adapter)
+    check_weights(model, source)
+    model = _add_lora(model, config, backend) if lora else model.requires_grad_(True)
+    if lora:  # where the adapter's weights will lie on top of; PEFT itself would name what an adapter was merged into
+        model.peft_config["default"].base_model_name_or_path = _from_anywhere(source)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(f"{config.model_path}: no parameter is trainable; set lora_rank to 0 or name other modules")
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model, tokenizer, backend)
+
+
+def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]:
+    """Model and tokenizer ready to answer: evaluation mode, adapters merged, fp32 on a CPU or where the model is small
+    (it decides alike on both), else bf16 on a GPU.
+
+    ``device`` is ``auto`` (a GPU if there is one) or a torch device. Raises :class:`ModelError`.
+    """
+    source = resolve_model(model_path)
+    if device == "auto":
+        device = "cuda" if _has_gpu() else "cpu"
+    _attend_without_plans()
+    base, adapter = _base_and_adapter(source)
+    tokenizer = _load_tokenizer(source)
+    large = _parameter_count(base) >= _SMALL
+    model = _load_causal_lm(base, half=large and device.startswith("cuda") and _gpu_has_bf16())
+    if adapter is not None:
+        model = _merge_adapter(model, adapter)
+    check_weights(model, source)
+    model.to(device).eval().requires_grad_(False)
+    return model, tokenizer
+
+
+def check_weights(model: Any, source: str | Path) -> None:
+    """Raise :class:`ModelError` where a weight is not a finite number: whatever it reads, it would answer nothing."""
+    import torch
+
+    for name, weights in model.named_parameters():
+        if not weights.is_meta and not bool(torch.isfinite(weights).all()):
+            raise ModelError(
+                f"{source}: weights that are not finite numbers, in {name}; give another model, or train it again "
+                "with a lower learning_rate"
+            )
+
+
+@contextlib.contextmanager
+def logits_at(head: Any, places: Any) -> Iterator[None]:
+    """Have ``head``, a model's output embeddings, compute the logits of ``places`` (rows x places) alone.
+
+    An answer is short and a vocabulary wide: the logits of all places would fill the memory.
+    """
+
+    def pick(_: Any, hidden: tuple[Any, ...]) -> tuple[Any]:
+        return (hidden[0].take_along_dim(places[..., None], 1),)
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptForm | None) -> None:
+    """Save ``model`` with its adapters merged, and ``tokenizer``, for plain transformers; ``model`` stays as it is.
+
+    The adapter itself goes into ``adapter/``, unless training began from an adapter: no model lies beneath it then.
+    The files are written into a folder beside their place and then moved, ``config.json`` last: a killed save
+    leaves a folder that :func:`resolve_model` refuses. Raises :class:`OutputError` where it cannot be written and
+    :class:`ModelError` where the saved tokenizer does not give the same tokens back.
+    """
+    folder = Path(folder)
+    check_weights(model, folder)
+    part = folder / "saving.part"
+    plain, state = _plain_state(model)
+    try:
+        with disk_errors(folder):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            plain.save_pretrained(part, state_dict=state)
+            if hasattr(model, "peft_config") and not is_adapter(model.peft_config["default"].base_model_name_or_path):
+                _save_adapter(model, part / ADAPTER)
+                save_tokenizer(tokenizer, part / ADAPTER, form)
+            save_tokenizer(tokenizer, part, form)
+            check_round_trip(tokenizer, part)
+            (folder / "config.json").unlink(missing_ok=True)
+            shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # a folder with files cannot be replaced
+            move_in(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, form: PromptForm | None) -> None:
+    """Save the tokenizer, and the form in which the model is asked where it was taught one."""
+    tokenizer.save_pretrained(folder)
+    if form is not None:
+        write_card(folder, form)
+
+
+def move_in(part: Path, folder: Path) -> None:
+    """Move the files of ``part`` into ``folder``, last the one without which the folder is no model."""
+    for file in sorted(part.iterdir(), key=lambda file: file.name in CONFIGS):
+        os.replace(file, folder / file.name)
+
+
+# Loading
+
+
+def _base_and_adapter(source: str) -> tuple[str, str | None]:
+    """The model with the weights, and the adapter folder that lies on top of it, if any."""
+    return (base_of(source), source) if is_adapter(source) else (source, None)
+
+
+def _load_causal_lm(base: str, *, half: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _one_line_errors(base):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
+        )
+    if half and plain_passes() and find_spec("liger_kernel"):
+        _fuse(model)
+    return model
+
+
+def _fuse(model: Any) -> None:
+    """Have Liger compute a norm, or a gate, in one GPU kernel where it knows the model: half of the time goes into some
+    thousands of small ones. The rotation of queries and keys stays: Liger would change it for models on a CPU too."""
+    from transformers.integrations.liger import apply_liger_kernel
+
+    apply_liger_kernel(model, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
+
+
+def _attend_without_plans() -> None:
+    """Have a GPU compute attention without cuDNN, which plans it for every new shape of its inputs, some 50 ms each:
+    prompts have many lengths. Flash attention needs no plan."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig, *, half: bool, full: bool) -> Any:
+    import torch
+    from unsloth import FastLanguageModel
+
+    place = {"device_map": {"": local_rank()}} if processes() > 1 else {}
+    with _one_line_errors(base), _stdout_to_stderr():
+        model, _ = FastLanguageModel.from_pretrained(
+            base,
+            max_seq_length=config.max_seq_length,
+            dtype=torch.bfloat16 if half else torch.float32,
+            load_in_4bit=False,
+            full_finetuning=full,
+            **place,
+        )
+    return model
+
+
+def _load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    with _one_line_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_local(source))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{source}: the tokenizer has no chat template; give an instruction-tuned model")
+    if is_local(source):
+        check_tokenizer_file(tokenizer, Path(source))
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _merge_adapter(model: Any, adapter: str) -> Any:
+    """``model`` with the adapter's weights added in."""
+    from peft import PeftModel
+
+    with _one_line_errors(adapter):
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _add_lora(model: Any, config: SFTTrainingConfig | GRPOTrainingConfig, backend: Backend) -> Any:
+    try:
+        if backend == "unsloth":
+            from unsloth import FastLanguageModel
+
+            with _stdout_to_stderr():
+                return FastLanguageModel.get_peft_model(
+                    model,
+                    r=config.lora_rank,
+                    lora_alpha=config.lora_alpha,
+                    target_modules=config.lora_target_modules,
+                    use_gradient_checkpointing="unsloth" if getattr(config, "gradient_checkpointing", True) else False,
+                    random_state=config.seed,
+                )
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules=config.lora_target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(f"lora_target_modules: cannot be adapted in this model ({_first_line(error)})") from None
+
+
+def _parameter_count(base: str) -> int:
+    """Parameters of a model, counted without loading its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _one_line_errors(base), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(base, local_files_only=is_local(base))
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(settings).parameters())
+
+
+def _is_small(model: str) -> bool:
+    """Whether a folder holds few parameters, read without transformers, which must not be imported before Unsloth."""
+    from safetensors import safe_open
+
+    base, _ = _base_and_adapter(model)
+    files = list(Path(base).glob("*.safetensors")) if is_local(base) else []
+    parameters = 0
+    for file in files:
+        with _one_line_errors(base), safe_open(file, framework="np") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return bool(files) and parameters < _SMALL
+
+
+def _limit_threads(parameters: int) -> None:
+    """One thread for a small model, unless the user has said: a second one gains little, and on a machine with
+    other work the two wait for each other."""
+    import torch
+
+    if parameters < _SMALL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _gpu_has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_bf16_supported()
+
+
+# Saving
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    # "auto" would look for the base on the hub to see whether its embeddings were trained: they are not
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to be filled in
+
+
+def _from_anywhere(source: str) -> str:
+    """A hub id as it is, a folder by its whole path: the adapter may be used from another working directory."""
+    return str(Path(source).resolve()) if is_local(source) else source
+
+
+def _plain_state(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model beneath its adapters, and its weights with the adapters added in; nothing is changed in place."""
+    if not hasattr(model, "peft_config"):
+        return model, model.state_dict()
+    from peft.tuners.lora import LoraLayer
+
+    plain = model.get_base_model()
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in plain.state_dict().items()}
+    for name, module in plain.named_modules():
+        if isinstance(module, LoraLayer):
+            for part in [key for key in state if key.startswith(f"{name}.lora_")]:
+                del state[part]
+            weight = module.get_base_layer().weight
+            for adapter in module.active_adapters:
+                # summed in fp32: the adapters' small steps would be lost between two 16-bit numbers
+                weight = weight.float() + module.get_delta_weight(adapter).float()
+            state[f"{name}.weight"] = weight.to(module.get_base_layer().weight.dtype).detach()
+    return plain, state
+
+
+# Messages
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: str) -> Any:
+    """Turn what a loader raises into a :class:`ModelError` of one line."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except MemoryError:
+        raise ModelError(f"{source}: does not fit into memory; give a smaller model") from None
+    except Exception as error:  # loaders raise anything: OSError, ValueError, SafetensorError, KeyError, ...
+        if not is_local(source):
+            raise ModelError(
+                f"{source}: cannot be fetched from the hub ({_first_line(error)}); check the name and the network, "
+                f"or give a local folder or one of {', '.join(SHIPPED)}"
+            ) from None
+        raise ModelError(f"{source}: cannot be loaded ({_first_line(error)}); save or make the model again") from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].strip()
+
+
+def _stdout_to_stderr() -> contextlib.redirect_stdout[Any]:
+    """Unsloth prints its banner to stdout, which is for data."""
+    return contextlib.redirect_stdout(sys.stderr)

@@ -1,0 +1,220 @@
+"""The README.md of an exported model: what it is, what it reads, how it was trained and checked, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..prompt_builder import PHASE_FIELDS, PromptForm
+from ..system.files import MANIFEST
+from .folder import ADAPTER, SHIPPED, is_adapter
+
+EXAMPLE = "example.json"
+"""One state as the model is asked about it, and its answer."""
+
+GGUF_FILE = "model.gguf"
+
+_COMMON = ("stage", "settings", "versions", "git_commit")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished run of a stage that led to a model, as its manifest tells it."""
+
+    place: str
+    stage: str
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    """The run's own results."""
+    versions: Mapping[str, str]
+    git_commit: str | None
+    started_from: str | None
+    """The model that it trained on, as its settings name it; ``None`` where it began with random weights."""
+
+    @property
+    def started_from_adapter(self) -> bool:
+        """Whether that model is an adapter, which training merges first."""
+        return self.started_from is not None and is_adapter(self.started_from)
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that the README of an export says; ``lineage`` has the last training first."""
+
+    name: str
+    format: str
+    model: str
+    size: str
+    weights: str
+    base: str | None
+    """The model that an exported adapter lies on."""
+    lineage: Sequence[Step]
+    form: PromptForm
+    form_known: bool
+    gate: Mapping[str, Any]
+
+
+def lineage_of(source: str) -> list[Step]:
+    """The runs that led to a resolved model, the last one first, as far back as their folders still are."""
+    steps: list[Step] = []
+    seen = set()
+    place: str | None = source
+    while place is not None and place not in seen:
+        seen.add(place)
+        folder = SHIPPED.get(place, Path(place))
+        if is_adapter(str(folder)) and folder.name == ADAPTER:
+            folder = folder.parent
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            settings = manifest["settings"]
+            before = settings.get("model_path") or settings.get("model")
+            figures = {key: value for key, value in manifest.items() if key not in _COMMON}
+            steps.append(
+                Step(place, manifest["stage"], settings, figures, manifest["versions"], manifest["git_commit"], before)
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            break
+        place = before
+    return steps
+
+
+def model_card(card: Card) -> str:
+    """The text of README.md."""
+    root = card.lineage[-1].started_from or card.lineage[-1].place if card.lineage else card.model
+    shipped = root in SHIPPED or root in map(str, SHIPPED.values()) or card.model in SHIPPED
+    license_line = "Apache-2.0" if shipped else f"that of the model it was made from, {root}"
+    head = ["---", *(["license: apache-2.0"] if shipped else []), "tags: [traffic-signal-control, sumo]", "---", ""]
+    about = [
+        f"# {card.name}",
+        "",
+        "A language model that controls a traffic light: it reads a JSON description of a junction and answers whether "
+        "the current green is kept or ended. Made with scu-tsc (GRPO on simulated outcomes of both actions).",
+        "",
+        f"- exported from: `{card.model}`",
+        f"- base model: `{card.base or root}`",
+        f"- size: {card.size}",
+        f"- format: {card.format}, weights: {card.weights}",
+        f"- license: {license_line}",
+        "",
+    ]
+    parts = [_reading(card), _training(card.lineage), _checked(card.gate), _loading(card), _LIMITS]
+    return "\n".join([*head, *about, *(line for part in parts for line in [*part, ""])]).rstrip() + "\n"
+
+
+def _reading(card: Card) -> list[str]:
+    known = "" if card.form_known else " (the form that is asked by default; nothing says what the model was taught)"
+    return [
+        "## What it reads and answers",
+        "",
+        f"Prompt language: {card.form.language}{known}. Of each green phase it reads:",
+        "",
+        *(f"- `{name}`: {PHASE_FIELDS[name]['en']}" for name in card.form.fields),
+        "",
+        f"The user message in full, with one state and the model's answer to it: `{EXAMPLE}`.",
+        "",
+        'It answers `{"extend": "yes"}` (keep the green for `extend_seconds` more) or `{"extend": "no"}` (go through '
+        "yellow to the next phase). The controller takes the likelier of the two at the token where they part; no text "
+        "is generated, so there is always a valid answer.",
+    ]
+
+
+def _training(lineage: Sequence[Step]) -> list[str]:
+    if not lineage:
+        return ["## Training", "", "The model's folder holds no record of its training."]
+    lines = ["## Training", "", "The last step first; the settings and figures are those of the model's own records."]
+    for step in lineage:
+        start = f" from `{step.started_from}`" if step.started_from else ""
+        versions = ", ".join(f"{name} {version}" for name, version in step.versions.items())
+        lines += [
+            "",
+            f"### grpo {step.stage}{start}",
+            "",
+            "| figure | value |",
+            "|---|---|",
+            *_rows(step.figures),
+            "",
+            "<details><summary>settings</summary>",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *_rows(step.settings),
+            "",
+            "</details>",
+            "",
+            f"Versions: {versions}; commit {step.git_commit or 'unknown'}.",
+        ]
+    return lines
+
+
+def _rows(values: Mapping[str, Any]) -> list[str]:
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return [f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in shown.items()]
+
+
+def _checked(gate: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Checked",
+        "",
+        "The files here were loaded again and compared with the model that they were made from: of "
+        f"{gate['states']} states ({gate['states_from']}) {gate['differing']} decisions differ, and "
+        f"{gate['differing_near_coin']} where the model's probability is within {gate['coin_margin']} of 0.5. The "
+        f"probability of `yes` moved by {gate['largest_difference']} at most. Both sides computed in fp32 with "
+        "transformers; a runtime that computes in 16 bits rounds more.",
+    ]
+    if gate["prompts_read_differently"]:
+        lines += [
+            "",
+            f"{gate['prompts_read_differently']} of the {gate['states']} prompts are split into other tokens here than "
+            "by the model's own tokenizer: GGUF cannot say all that it does (junction ids with seven digits or more). "
+            "Their decisions are among those compared.",
+        ]
+    return lines
+
+
+def _loading(card: Card) -> list[str]:
+    if card.format == "adapter":
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
+        load = (
+            f"base = AutoModelForCausalLM.from_pretrained({card.base!r}, dtype=torch.float32)\n"
+            "model = PeftModel.from_pretrained(base, folder)"
+        )
+    else:
+        imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        file = f', gguf_file="{GGUF_FILE}"' if card.format == "gguf" else ""
+        load = f"model = AutoModelForCausalLM.from_pretrained(folder{file}, dtype=torch.float32)"
+    code = f"""import json
+
+import torch
+{imports}
+
+folder = "."  # this one
+tokenizer = AutoTokenizer.from_pretrained(folder)
+{load}
+messages = json.load(open(f"{{folder}}/{EXAMPLE}", encoding="utf-8"))["messages"]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(inputs["input_ids"], max_new_tokens=16, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+    lines = ["## Load", "", "```python", code, "```", ""]
+    if card.format != "gguf":
+        return [*lines, "In closed loop: `grpo evaluate --policy FOLDER`; to train on: `model_path: FOLDER`."]
+    return [
+        *lines,
+        f"llama.cpp reads the file alone: `llama-server -m {GGUF_FILE}`, with the user message as it stands in "
+        f"`{EXAMPLE}`. In transformers take the tokenizer from this folder, as above, and not from the file: its GGUF "
+        "reader ignores the token types and the way a text is split, and reads another tokenizer than llama.cpp.",
+    ]
+
+
+_LIMITS = [
+    "## Limits",
+    "",
+    "- The model keeps no signal constraint. Least and longest green, yellow, and the order of the phases are kept by "
+    "the controller that asks it (scu-tsc's, or yours); an answer is only ever a wish.",
+    "- Asked with other numbers, in another language or about another `extend_seconds` than it was trained with, it "
+    "still answers, and nothing says that the answer is any good.",
+    "- It was trained and checked in simulation.",
+]

@@ -1,0 +1,112 @@
+"""The tokenizer of the base model: bytes, and whole words for everything that a prompt repeats.
+
+Numbers from 0 to 999, each constant piece of the prompt's JSON, the answers' pieces and each instruction are
+one token, so that a decision costs about 70 tokens and its answer parts at a single token. Any other text is
+read byte by byte. All words are *added* tokens of a plain ``Qwen2Tokenizer`` without merges: a model of type
+``qwen2`` is loaded with that class whatever its tokenizer_config.json says, and it would drop another
+tokenizer's pre-tokenizer, but added tokens are found before any pre-tokenizer runs.
+
+Also: does a tokenizer come back as it was saved? transformers may replace a custom one by its model type's own without
+a word, and every prompt is then garbage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..prompt_builder import ANSWERS, ANY_LIGHT, PromptForm, build_messages, build_prompt, system_prompt
+from ..records import ACTIONS, Observation, PhaseMetrics
+from ..system.errors import ModelError
+from .numpy_qwen2 import CHAT_TEMPLATE
+
+
+def prompt_pieces(fields: Sequence[str]) -> list[str]:
+    """The constant pieces of ``build_prompt``'s text, between its ids and numbers."""
+    number, name = 7, "§"
+    phase = PhaseMetrics(**{field.name: number for field in dataclasses.fields(PhaseMetrics)})
+    order = (name, 2 * name)
+    rendered = build_prompt(
+        Observation(name, number, order, name, number, number, number, number, number, dict.fromkeys(order, phase)),
+        fields,
+    )
+    return list(dict.fromkeys(re.split(f"{name}+|{number}|{ANY_LIGHT}", rendered)))
+
+
+def answer_pieces() -> list[str]:
+    """Both answers cut around the word in which they differ."""
+    head, _, tail = ANSWERS["yes"].partition("yes")
+    return [head, *ACTIONS, tail]
+
+
+def bare_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """A ``Qwen2Tokenizer`` with the chat markers and the chat template of the shipped models."""
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
+    return tokenizer
+
+
+def build_tokenizer(forms: Sequence[PromptForm], extra_words: Sequence[str]) -> Any:
+    """A ``Qwen2Tokenizer`` of about 1,300 tokens for prompts of ``forms``; ``extra_words`` become one token each."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AddedToken
+
+    tokenizer = bare_tokenizer({symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))}, [])
+    roles = [f"{role}\n" for role in ("system", "user", "assistant")]
+    prompts = [piece for form in forms for piece in (*prompt_pieces(form.fields), system_prompt(form))]
+    words = [*map(str, range(1000)), *roles, *prompts, *answer_pieces(), *extra_words]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in dict.fromkeys(words)])
+    return tokenizer
+
+
+_SAMPLE = build_messages(
+    '{"crossing_id":"J1","as_of":1234,"phase_order":["0","2"],"extend_seconds":5,"state":{"current_phase_id":"0",'
+    '"phase_metrics_by_id":{"0":{"lanes":2,"queue":17,"wait":106},"2":{"lanes":1,"queue":0,"wait":0}}}}'
+)
+
+
+def check_round_trip(tokenizer: Any, folder: Path) -> None:
+    """Raise :class:`ModelError` unless the tokenizer saved in ``folder`` gives the same tokens back."""
+    from transformers import AutoTokenizer
+
+    before, after = _tokens(tokenizer), _tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    if before != after:
+        raise ModelError(
+            f"{folder}: the saved tokenizer splits a prompt into {len(after)} tokens, it was {len(before)}; "
+            "transformers replaced it by its model type's own: start from a model whose tokenizer is of that kind"
+        )
+
+
+def check_tokenizer_file(tokenizer: Any, folder: Path) -> None:
+    """Raise :class:`ModelError` unless ``tokenizer`` does what the folder's own ``tokenizer.json`` says."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    text = _SAMPLE[0]["content"] + ANSWERS["yes"]
+    meant = Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids
+    got = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if got != meant:
+        raise ModelError(
+            f"{folder}: transformers replaced the tokenizer by its model type's own ({len(got)} tokens of a prompt, "
+            f"{len(meant)} by {file.name}); give a model whose tokenizer is of that kind"
+        )
+
+
+def _tokens(tokenizer: Any) -> list[int]:
+    text = tokenizer.apply_chat_template(_SAMPLE, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text + ANSWERS["yes"], add_special_tokens=False)["input_ids"]

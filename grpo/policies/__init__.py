@@ -1,0 +1,1 @@
+"""From an observation to a decision: rules and language models."""

@@ -1,0 +1,95 @@
+"""Stage ``grpo scenarios``: generate a suite of synthetic SUMO scenarios.
+
+    grpo scenarios --output-dir data/scenarios --train 16 --validation 4 --test 6
+
+Every scenario draws from its own random stream, named by the suite's seed, its split and its number: more
+training scenarios change no other one. What a synthetic scenario looks like is the business of ``synthetic/``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from .config import ScenarioSuiteConfig
+from .system.console import progress_bar
+from .system.files import claim_output, write_manifest, write_text
+from .system.settings import parse_config
+
+SPLITS = ("train", "validation", "test")
+SCHEDULE = (
+    "cross", "cross_protected", "pair", "tee", "grid", "one_way", "corridor", "cross", "star", "pair",
+    "cross_protected", "tee", "grid", "cross", "one_way", "pair", "corridor", "cross_protected", "grid", "star",
+)  # fmt: skip
+"""The kinds of a split's scenarios, over and over: three in five have one light."""
+LOADS = ((0.0, 0.08), (0.05, 0.25), (0.25, 0.5), (0.55, 0.8), (0.8, 1.05), (1.0, 1.35))
+"""Quantiles of the worst degree of saturation under a scenario's own program: from night to beyond capacity."""
+
+_SUMOCFG = """<?xml version="1.0" encoding="UTF-8"?>
+<configuration>
+    <input>
+        <net-file value="{name}.net.xml"/>
+        <route-files value="{name}.rou.xml"/>
+    </input>
+    <time>
+        <begin value="0"/>
+        <end value="{duration_s}"/>
+    </time>
+</configuration>
+"""
+
+
+def generate_suite(config: ScenarioSuiteConfig) -> None:
+    """Write ``output_dir/SPLIT/NAME/NAME.{net.xml,rou.xml,sumocfg}`` and the manifest that describes them all.
+
+    Raises :class:`OutputError` where the folder holds a finished suite or cannot be written.
+    """
+    folder = Path(config.output_dir)
+    claim_output(folder, config.to_dict(), if_finished=config.if_finished)
+    places = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    scenarios = []
+    with progress_bar("scenarios", total=len(places)) as finished:
+        for split, index in places:
+            scenarios.append(_write_scenario(folder, split, index, config))
+            finished(scenarios[-1]["name"])
+    write_manifest(folder, ScenarioSuiteConfig.STAGE, config.to_dict(), scenarios=scenarios)
+    print(f"{len(scenarios)} scenarios in {folder}", file=sys.stderr)
+
+
+def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteConfig) -> dict[str, Any]:
+    """Write one scenario's files; returns its entry of the manifest."""
+    import numpy as np
+
+    from .synthetic.scenario import make_scenario
+
+    stream = (SPLITS.index(split), index)
+    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream))
+    kind = SCHEDULE[index % len(SCHEDULE)]
+    # Steps of the golden ratio spread the loads evenly over a split of any size; the start is the split's own.
+    start = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream[:1])).random()
+    shares, loads = zip(*LOADS, strict=True)
+    load = float(np.interp((start + 0.618034 * index) % 1, shares, loads))
+    scenario = make_scenario(kind, load=load, duration_s=config.duration_seconds, rng=rng)
+    name = f"{split}_{index:02d}_{kind}"
+    home = folder / split / name
+    write_text(home / f"{name}.net.xml", scenario.net_xml)
+    write_text(home / f"{name}.rou.xml", scenario.routes_xml)
+    write_text(home / f"{name}.sumocfg", _SUMOCFG.format(name=name, duration_s=config.duration_seconds))
+    sumocfg = f"{split}/{name}/{name}.sumocfg"
+    return {"name": name, "split": split, "sumocfg": sumocfg, "seed": [config.seed, *stream], **scenario.parameters}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``grpo scenarios``."""
+    config = parse_config(
+        ScenarioSuiteConfig, argv, description="Generate a suite of synthetic SUMO scenarios in three splits."
+    )
+    generate_suite(config)
+    return 0
+
+
+if __name__ == "__main__":
+    from grpo.system.console import guarded
+
+    sys.exit(guarded(main))

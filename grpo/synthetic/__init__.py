@@ -1,0 +1,1 @@
+"""Networks and traffic that are made up, from one random stream."""

@@ -1,0 +1,229 @@
+"""Output folders: written whole or not at all, and a killed run can be told apart from a finished one.
+
+A stage claims its folder with :func:`claim_output` (which writes ``run.json``: the settings), writes its
+results under temporary names, and finishes with :func:`write_manifest`. A folder with ``manifest.json`` is
+finished; one with ``run.json`` alone was interrupted, or is being written by the run that holds its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from .errors import OutputError
+
+MANIFEST = "manifest.json"
+RUN = "run.json"
+_PACKAGES = ("scu-tsc", "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth", "gguf")
+_TEMPORARY = ".part"
+_LOCKS: dict[str, int] = {}
+"""Descriptor of each folder that this process has claimed, by its real path."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically; raises :class:`OutputError` and leaves the earlier file as it was.
+
+    The temporary name is this call's own: on a cluster a node that was given up may still write the same file.
+    """
+    _write(path, [text])
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(texts)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_json_list(path: Path, groups: Iterable[Sequence[Any]]) -> None:
+    """Write the members of all groups as one list, as :func:`write_json` would; one group is in memory at a time."""
+
+    def texts() -> Iterator[str]:
+        before = "[\n"
+        for group in groups:
+            if group:
+                yield before + json.dumps(group, ensure_ascii=False, indent=1)[2:-2]
+                before = ",\n"
+        yield "[]\n" if before == "[\n" else "\n]\n"
+
+    _write(path, texts())
+
+
+def claim_output(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    if_finished: Literal["stop", "move_aside"],
+    ignore: Iterable[str] = (),
+) -> bool:
+    """Make ``folder`` ready for a run with ``settings``; return True where an interrupted run may go on.
+
+    An interrupted run goes on if its settings equal these in all but the keys of ``ignore``. One with other
+    settings is renamed to ``NAME.1``, ``NAME.2``, ...; so is a finished run with ``if_finished`` =
+    ``move_aside``. With ``stop`` a finished run raises :class:`OutputError`, as does a folder that another process
+    has claimed. The claim ends with :func:`write_manifest`, or with this process however it dies.
+    """
+    folder = Path(folder)
+    _lock(folder)
+    try:
+        _remove_temporary_files(folder)
+        return _claim(folder, settings, if_finished, {*ignore, "if_finished"})
+    except OutputError:
+        _unlock(folder)
+        raise
+
+
+def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: set[str]) -> bool:
+    if (folder / MANIFEST).exists():
+        if if_finished == "stop":
+            raise OutputError(
+                f"{folder}: holds the result of a finished run; choose another folder, or keep it as {folder.name}.N "
+                "with --if-finished move_aside"
+            )
+        _move_aside(folder)
+    resumable = False
+    if (folder / RUN).exists():
+        try:
+            before = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        plain = json.loads(json.dumps(dict(settings)))
+        resumable = isinstance(before, dict) and _without(before, ignore) == _without(plain, ignore)
+        if not resumable:
+            _move_aside(folder)
+    write_json(folder / RUN, dict(settings))
+    return resumable
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left."""
+    for path in folder.rglob(f"*{_TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _without(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _move_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be renamed to {aside} ({error.strerror}); move it yourself") from None
+    _lock(folder)
+
+
+def _lock(folder: Path) -> None:
+    """Make ``folder`` if need be and keep every other process from claiming it, without leaving a file there.
+
+    The lock is the kernel's, on the folder's own descriptor, so none outlives its process, killed or not. A program
+    that is started from here does not get the descriptor. A forked copy of this process does, and would prolong the
+    lock; such copies die with their parent (see ``workers.die_with_parent``). An earlier claim by this same process
+    is over: its run returned or raised.
+    """
+    _unlock(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Where the other run had just moved the folder aside, this locked the old one.
+        taken = not os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        taken = True
+    except OSError as error:  # some network file systems have no locks; the work is worth more than the check
+        print(
+            f"warning: {folder}: cannot be locked ({error.strerror}); see that no second run writes here",
+            file=sys.stderr,
+        )
+        taken = False
+    if taken:
+        os.close(descriptor)
+        raise OutputError(f"{folder}: another run is writing here; wait for its end, or choose another folder")
+    _LOCKS[os.path.realpath(folder)] = descriptor
+
+
+def _unlock(folder: Path) -> None:
+    descriptor = _LOCKS.pop(os.path.realpath(folder), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def write_manifest(folder: str | Path, stage: str, settings: Mapping[str, Any], **results: Any) -> None:
+    """Mark ``folder`` finished, ending the claim: settings, versions, git commit and the stage's own ``results``."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    manifest = {
+        "stage": stage,
+        "settings": dict(settings),
+        "versions": versions,
+        "git_commit": _git_commit(),
+        **results,
+    }
+    _remove_temporary_files(Path(folder))
+    write_json(Path(folder) / MANIFEST, manifest)
+    _unlock(Path(folder))
+
+
+def _git_commit() -> str | None:
+    """Commit of the project's own checkout; ``None`` for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def disk_errors(folder: str | Path) -> Iterator[None]:
+    """Turn what the writers of weights raise on a full or broken disk into :class:`OutputError`."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors and torch have errors of their own for a failed write, which are no OSError
+        text = str(error).strip()
+        safetensors = type(error).__name__ == "SafetensorError"
+        torch = isinstance(error, RuntimeError) and ("inline_container" in text or "iostream" in text)
+        if not isinstance(error, OSError) and not safetensors and not torch:
+            raise
+        reason = "the write failed" if torch else text.splitlines()[0] if text else type(error).__name__
+        raise OutputError(f"{folder}: cannot be written ({reason}); free the disk or choose another folder") from None
