@@ -298,11 +298,11 @@ def _in_turns(arguments: list[str], length_s: int, recorded: dict[str, Any]) -> 
     spent_s = dict.fromkeys(sides, 0.0)
     turn_s = DELTA_S * math.ceil(_TURN_WORK_S * length_s / recorded["controller"]["spent_s"] / DELTA_S)
     with ExitStack() as stack:
-        processes = [stack.enter_context(Side(side, arguments, recorded[_ORIGINAL[side]]["calls"])) for side in sides]
+        world_size = [stack.enter_context(Side(side, arguments, recorded[_ORIGINAL[side]]["calls"])) for side in sides]
         for begin in range(0, length_s, turn_s):
-            for process in processes:
+            for process in world_size:
                 spent_s[process.side] += process.ask(min(turn_s, length_s - begin))
-        for process in processes:
+        for process in world_size:
             if process.ask(0)["end"] != recorded[_ORIGINAL[process.side]]["end"]:
                 raise RuntimeError(f"{process.side}: is not the run that was recorded")
     return spent_s

@@ -36,7 +36,7 @@ from typing import Any
 
 from networks import scenario
 
-from grpo.labels.counterfactual import Counterfactuals, Horizon, drive
+from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive
 from grpo.policies.rules import make_rule_policy
 from grpo.records import ACTIONS, Action, Outcome, time_text
 from grpo.simulator.network import read_network
@@ -62,7 +62,7 @@ class Point:
 # ---------------------------------------------------------------------- the engine, one process a core
 
 
-def run_engine(connection: Connection, sumocfg: Path, seed: int, horizon: Horizon, warm_up: int) -> None:
+def run_engine(connection: Connection, sumocfg: Path, seed: int, horizon: RolloutSpec, warm_up: int) -> None:
     """Label as many points as the parent asks for, each time it asks; answers (points, resident MB)."""
     random = Random(seed)
     policy = make_rule_policy(horizon.rollout_policy, seed=0)
@@ -101,7 +101,9 @@ def _resident_mb() -> float:
 # ---------------------------------------------------------------------- raw libsumo
 
 
-def run_raw(sumocfg: Path, point: Point, action: Action, horizon: Horizon, state: Path | None) -> tuple[float, Outcome]:
+def run_raw(
+    sumocfg: Path, point: Point, action: Action, horizon: RolloutSpec, state: Path | None
+) -> tuple[float, Outcome]:
     """Seconds for the bare steps, phase changes and measurements of one branch; saves the instant on the way."""
     with TrafficSimulation(sumocfg, seed=point.seed) as simulation:
         while simulation.time < point.time:
@@ -141,7 +143,7 @@ def _save(simulation: TrafficSimulation, state: Path) -> None:
 
 
 def _switches(
-    simulation: TrafficSimulation, due: Any, forced: Any, horizon: Horizon
+    simulation: TrafficSimulation, due: Any, forced: Any, horizon: RolloutSpec
 ) -> dict[int, list[tuple[str, int]]]:
     """The phase changes of a branch, by second."""
     seen: dict[int, list[tuple[str, int]]] = {}
@@ -175,7 +177,7 @@ def run_spawned(sumocfg: Path, state: Path, point: Point, action: Action, second
     traci.start(command, stdout=open(os.devnull, "w"))  # noqa: SIM115
     traci.simulation.loadState(str(state))
     lanes = list(dict.fromkeys(traci.trafficlight.getControlledLanes(point.junction_id)))
-    before = sum(map(traci.lane.getLastStepHaltingNumber, lanes))
+    upstream = sum(map(traci.lane.getLastStepHaltingNumber, lanes))
     if action == "yes":
         traci.trafficlight.setPhaseDuration(point.junction_id, 5)
     else:
@@ -184,7 +186,7 @@ def run_spawned(sumocfg: Path, state: Path, point: Point, action: Action, second
         traci.simulationStep()
     after = sum(map(traci.lane.getLastStepHaltingNumber, lanes))
     traci.close()
-    assert before >= 0 and after >= 0
+    assert upstream >= 0 and after >= 0
     return time.perf_counter() - start
 
 
@@ -207,7 +209,7 @@ def _parallel(function: Any, calls: Sequence[tuple[Any, ...]], cores: int) -> li
 
 def measure(sumocfg: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Take turns until the points are used up; returns the figures."""
-    horizon = Horizon(args.policy, args.horizon, args.scope)
+    horizon = RolloutSpec(args.policy, args.horizon, args.scope)
     context = get_context("spawn")
     os.environ.update(CHEAP_FORKS)
     engines = []

@@ -76,7 +76,7 @@ def main() -> None:
     if policy is None:
         sys.exit(f"{folder}: is no small model")
     states = draw_states(np.random.default_rng(1), arguments.states)
-    tokens = [len(model.encode(chat_text(ask(state, policy.form)[0]["content"]))) for state in states]
+    tokens = [len(model.encode(chat_text(ask(state, policy.prompt_format)[0]["content"]))) for state in states]
     bare = {length: products(config, length) for length in set(tokens)}
     policy.decide(states[:20])
     times = np.array(

@@ -67,7 +67,7 @@ def timed_trainer(config: GRPOTrainingConfig, **arguments: Any) -> tuple[Any, Cl
     from grpo.models.loading import load_for_training
     from grpo.training import build_trainer, trainer_arguments
 
-    rows = load_grpo_dataset(config.dataset_path, prompt_form=config.prompt_form)
+    rows = load_grpo_dataset(config.dataset_path, prompt_format=config.prompt_format)
     loaded = load_for_training(config)
     train, held_out = split_rows(usable_rows(rows, loaded, config), config)
     rewards = Rewards.from_config(config, train["advantage"])
@@ -99,13 +99,13 @@ def reached(run: dict[str, list[float]], mark: float) -> float | None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded", help="a shipped model or a folder")
+    parser.add_argument("--model", default="base", help="a shipped model or a folder")
     parser.add_argument("--data", default="data/grpo_datasets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--evaluations", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--draw-by-advantage", type=float, default=0.0)
+    parser.add_argument("--prioritized-share", type=float, default=0.0)
     parser.add_argument("--validation-rows", type=int, default=600)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -115,7 +115,7 @@ def main() -> None:
         for seed in arguments.seeds:
             config = GRPOTrainingConfig(
                 model_path=arguments.model, dataset_path=arguments.data, output_dir=folder, seed=seed,
-                learning_rate=arguments.learning_rate, draw_by_advantage=arguments.draw_by_advantage,
+                learning_rate=arguments.learning_rate, prioritized_share=arguments.prioritized_share,
                 validation_rows=arguments.validation_rows, validation_fraction=0.25, max_steps=arguments.steps,
                 batch_size=128, gradient_accumulation_steps=1, num_generations=8, temperature=1.0, top_p=1.0,
                 kl_coeff=0.0, max_new_tokens=8, warmup_steps=5, logging_steps=20, optim="adamw_torch",

@@ -119,14 +119,14 @@ class Bench:
             makes="data/grpo_datasets",
         )  # fmt: skip
         for labels in ("oracle", "random"):
-            path = f"data/{labels}/sft_dataset.json"
-            self.grpo(f"labels-{labels}", "sft-data", "--labels", labels, "--output-path", path, makes=f"data/{labels}")
+            folder = f"data/{labels}"
+            self.grpo(f"labels-{labels}", "sft-data", "--labels", labels, "--output-dir", folder, makes=folder)
         for kind in TOKENIZERS:
             self.standin(kind, "tiny" if self.tiny else "qwen2-0.5b", f"raw-{kind}")
         self.grpo(
             "format", "sft", "--model-path", "raw-project", "--dataset-path", "data/random/sft_dataset.json",
             "--output-dir", "project", "--backend", "transformers", "--lora-rank", "0", "--learning-rate", "3e-4",
-            "--batch-size", "32", "--max-steps", "150", "--optim", "adamw_torch", "--evaluation-rows", "200",
+            "--batch-size", "32", "--max-steps", "150", "--optim", "adamw_torch", "--validation-rows", "200",
             "--max-new-tokens", "12", "--save-steps", "1000", makes="project",
         )  # fmt: skip
 
@@ -140,11 +140,11 @@ class Bench:
         self.all(*(partial(self.one_chain, backend) for backend in self.backends))
 
     def one_chain(self, backend: str) -> None:
-        common = ["--backend", backend, "--logging-steps", "1", "--max-new-tokens", "12", "--full-training-below", "0"]
+        common = ["--backend", backend, "--logging-steps", "1", "--max-new-tokens", "12", "--lora-min-parameters", "0"]
         self.grpo(
             f"{backend}-sft", "sft", "--model-path", "project", "--dataset-path", "data/oracle/sft_dataset.json",
             "--output-dir", f"{backend}/sft", "--batch-size", "32", "--max-steps", "80", "--learning-rate", "5e-4",
-            "--evaluation-rows", "200", *common, makes=f"{backend}/sft",
+            "--validation-rows", "200", *common, makes=f"{backend}/sft",
         )  # fmt: skip
         train = [
             "--model-path", f"{backend}/sft", "--dataset-path", "data/grpo_datasets", "--estimator", "exact",
@@ -184,21 +184,21 @@ class Bench:
                 found["by Unsloth's loader"] = asdict(compare(chances[trained], loaded[trained]))
                 found["tokenizer"] = [one[f"tokens {trained}"] for one in (chances, loaded)]
 
-        def export(form: str) -> None:
+        def export(fmt: str) -> None:
             """Any number of decisions may differ: here it is a result."""
-            folder = f"{backend}/export_{form}"
+            folder = f"{backend}/export_{fmt}"
             self.grpo(
-                f"{backend}-export-{form}", "export", "--model", f"{backend}/grpo", "--format", form, "--output",
-                folder, "--states", "random", "--rows", "500", "--max-differing", "500", makes=folder,
+                f"{backend}-export-{fmt}", "export", "--model-path", f"{backend}/grpo", "--format", fmt, "--output-dir",
+                folder, "--dataset-path", "random", "--validation-rows", "500", "--max-differing", "500", makes=folder,
             )  # fmt: skip
-            found["exports"][form] = json.loads((self.work / folder / "manifest.json").read_text())["gate"]
+            found["exports"][fmt] = json.loads((self.work / folder / "manifest.json").read_text())["gate"]
 
-        self.all(decide, *(partial(export, form) for form in ("adapter", "merged_16bit", "gguf")))
+        self.all(decide, *(partial(export, fmt) for fmt in ("adapter", "merged_16bit", "gguf")))
         self.keep(f"chain_{backend}.json", found)
         test = sorted((self.work / "data" / "scenarios" / "test").glob("*/*.sumocfg"))[0]
         results = f"{backend}/evaluation"
         self.grpo(
-            f"{backend}-evaluation", "evaluate", "--scenario", str(test), "--seeds", "1", "--output", results,
+            f"{backend}-evaluation", "evaluate", "--scenarios", str(test), "--seeds", "1", "--output-dir", results,
             "--policy", "fixed_time", "actuated", f"{backend}/grpo", f"{backend}/export_merged_16bit", makes=results,
         )  # fmt: skip
         found["evaluation"] = json.loads((self.work / results / "evaluation.json").read_text())
@@ -264,7 +264,7 @@ class Bench:
             if (self.output / f"{name}.json").exists():
                 continue
             try:
-                found = self.run(name, *launched(way, STEPS, "several", backend, rank, "embedded", "raw-bpe"))
+                found = self.run(name, *launched(way, STEPS, "several", backend, rank, "base", "raw-bpe"))
             except SystemExit as error:
                 failed.append(str(error))  # the other ways may work
                 continue
@@ -284,7 +284,7 @@ class Bench:
         def train(way: str) -> list[str]:
             whole, resumed = f"stage/{way}", f"stage/{way}-resumed"
             flags = [
-                "--model-path", "embedded", "--full-training-below", "0", "--backend", "transformers",
+                "--model-path", "base", "--lora-min-parameters", "0", "--backend", "transformers",
                 "--batch-size", "32" if way == "alone" else "16", "--gradient-accumulation-steps", "1",
                 "--learning-rate", "2e-3", "--warmup-steps", "0", "--max-steps", "6", "--save-steps", "3",
                 "--logging-steps", "1", "--validation-rows", "0",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo.learning.distributed import leave
+from grpo.learning.distributed import destroy_process_group
 
 STATES = 500
 """Decisions that are compared where two models should be the same."""
@@ -35,7 +35,7 @@ def chances(backend: str, *models: str) -> Any:
     from grpo.models.loading import choose_backend
 
     choose_backend(backend, models[0])  # type: ignore[arg-type]
-    from grpo.models.folder import prompt_form_of
+    from grpo.models.folder import prompt_format_of
     from grpo.models.loading import load_for_inference
     from grpo.models.random_states import draw_states
     from grpo.policies.language_model import LanguageModelPolicy
@@ -45,8 +45,8 @@ def chances(backend: str, *models: str) -> Any:
     states = draw_states(np.random.default_rng(7), STATES)
     found: dict[str, Any] = {}
     for name in models:
-        form = prompt_form_of(name)
-        assert form is not None
+        prompt_format = prompt_format_of(name)
+        assert prompt_format is not None
         if backend == "unsloth":
             import torch
             from unsloth import FastLanguageModel
@@ -57,8 +57,10 @@ def chances(backend: str, *models: str) -> Any:
             FastLanguageModel.for_inference(model)
         else:
             model, tokenizer = load_for_inference(name)
-        found[name] = LanguageModelPolicy(TorchScorer(model, tokenizer, form), form).probabilities(states)
-        text = tokenizer.apply_chat_template(ask(states[0], form), add_generation_prompt=True, tokenize=False)
+        found[name] = LanguageModelPolicy(TorchScorer(model, tokenizer, prompt_format), prompt_format).probabilities(
+            states
+        )
+        text = tokenizer.apply_chat_template(ask(states[0], prompt_format), add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found[f"tokens {name}"] = {"vocabulary": len(tokenizer), "round_trip": tokenizer.decode(ids) == text}
     return found
@@ -71,7 +73,7 @@ def settings(backend: str, model: str, **changes: Any) -> Any:
     return GRPOTrainingConfig(
         model_path=model, dataset_path="data/grpo_datasets", output_dir="speed", backend=backend,  # type: ignore[arg-type]
         gradient_accumulation_steps=1, num_generations=8, kl_coeff=0.05, validation_rows=0, warmup_steps=0,
-        logging_steps=1, full_training_below=0, save_steps=1000, **changes,
+        logging_steps=1, lora_min_parameters=0, save_steps=1000, **changes,
     )  # fmt: skip
 
 
@@ -115,15 +117,15 @@ def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     """In each process of a launcher: what 32 prompts a step teach, and seconds of steps with 32 for each process; where
     there is but one also with 64."""
     from grpo.models.loading import choose_backend
-    from grpo.system.ranks import processes, sharding
+    from grpo.system.ranks import sharding, world_size
 
     choose_backend(backend, taught)  # type: ignore[arg-type]
     from estimators import timed_trainer
 
-    row = {"backend": backend, "lora_rank": int(lora_rank), "processes": processes(), "sharding": sharding() or "none"}
+    row = {"backend": backend, "lora_rank": int(lora_rank), "processes": world_size(), "sharding": sharding() or "none"}
     rate = 1e-4 if int(lora_rank) else 1e-5
     learning = settings(
-        backend, taught, estimator="exact", batch_size=32 // processes(), learning_rate=rate, max_steps=12,
+        backend, taught, estimator="exact", batch_size=32 // world_size(), learning_rate=rate, max_steps=12,
         lora_rank=int(lora_rank),
     )  # fmt: skip
     trainer, _ = timed_trainer(learning)
@@ -134,7 +136,7 @@ def several(backend: str, lora_rank: str, taught: str, long: str) -> Any:
     waiting = settings(
         backend, long, estimator="exact", batch_size=32, learning_rate=1e-5, max_steps=8, lora_rank=int(lora_rank)
     )
-    for prompts in (32, 64) if processes() == 1 else (32,):
+    for prompts in (32, 64) if world_size() == 1 else (32,):
         row[f"{prompts} for each"] = _timed(partial(_grpo, replace(waiting, batch_size=prompts)))
     return row
 
@@ -160,7 +162,7 @@ def _sft(backend: str, model: str, rows: int) -> tuple[Any, Any, list[int]]:
     path = Path("data/oracle/sft_dataset.json")
     config = SFTTrainingConfig(
         model_path=model, dataset_path=str(path), output_dir="speed", backend=backend, batch_size=rows, max_steps=8,  # type: ignore[arg-type]
-        learning_rate=1e-5, warmup_steps=0, logging_steps=1, full_training_below=0, save_steps=1000,
+        learning_rate=1e-5, warmup_steps=0, logging_steps=1, lora_min_parameters=0, save_steps=1000,
     )  # fmt: skip
     loaded = load_for_training(config)
     training = [row for row in load_sft_rows(path) if row["split"] == "train"]
@@ -207,4 +209,4 @@ if __name__ == "__main__":
     answer = globals()[step](*given)
     if answer is not None and os.environ.get("RANK", "0") == "0":
         print(json.dumps(answer), flush=True)
-    leave()
+    destroy_process_group()

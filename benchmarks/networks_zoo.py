@@ -63,9 +63,9 @@ def checked(entry: dict[str, Any]) -> dict[str, Any]:
 def evaluated(found: list[dict[str, Any]], workers: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Episodes of the networks that can be controlled: file's stem -> policy -> episode."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "grpo", "evaluate", "--scenario", *(entry["sumocfg"] for entry in found)]
+        command = [sys.executable, "-m", "grpo", "evaluate", "--scenarios", *(entry["sumocfg"] for entry in found)]
         command += ["--policy", *POLICIES, "--seeds", "1", "--max-workers", str(workers)]
-        done = subprocess.run([*command, "--output", f"{folder}/results"], check=False, stdout=subprocess.DEVNULL)
+        done = subprocess.run([*command, "--output-dir", f"{folder}/results"], check=False, stdout=subprocess.DEVNULL)
         if done.returncode not in (0, 2):  # 2: some policy has no result, which the episodes tell
             raise SystemExit(done.returncode)
         episodes = json.loads(Path(folder, "results", "evaluation.json").read_text())["episodes"]

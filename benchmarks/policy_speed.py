@@ -36,12 +36,12 @@ import transformers
 from closed_loop import machine
 from standin import KINDS, SHAPES, standin_model, standin_tokenizer
 
-from grpo.models.folder import prompt_form_of, resolve_model
+from grpo.models.folder import prompt_format_of, resolve_model
 from grpo.models.loading import LoadedModel, load_for_inference
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import LanguageModelPolicy
 from grpo.policies.torch_scorer import TorchScorer
-from grpo.prompt_builder import ANSWERS, DEFAULT_FORM, PromptForm, ask, parse_answer
+from grpo.prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask, parse_answer
 from grpo.records import Observation
 from grpo.sft_training import generate_answers
 
@@ -61,11 +61,11 @@ class Recorder:
         return self.model(**arguments)
 
 
-def passes_of(scorer: TorchScorer, batch: list[Observation], form: PromptForm) -> Callable[[], None]:
+def passes_of(scorer: TorchScorer, batch: list[Observation], prompt_format: PromptFormat) -> Callable[[], None]:
     """The forward passes that the scorer makes for a batch, ready to be made once more."""
     model = scorer.model
     scorer.model = recorder = Recorder(model)
-    scorer([ask(state, form) for state in batch])
+    scorer([ask(state, prompt_format) for state in batch])
     scorer.model = model
 
     def run() -> None:
@@ -76,7 +76,7 @@ def passes_of(scorer: TorchScorer, batch: list[Observation], form: PromptForm) -
     return run
 
 
-def arithmetic(scorer: TorchScorer, batch: list[Observation], form: PromptForm) -> float:
+def arithmetic(scorer: TorchScorer, batch: list[Observation], prompt_format: PromptFormat) -> float:
     """Floating-point operations that deciding a batch cannot do without, once the shared beginning has been read."""
     model, config = scorer.model, scorer.model.config
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -84,16 +84,16 @@ def arithmetic(scorer: TorchScorer, batch: list[Observation], form: PromptForm) 
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     operations = 0.0
-    for before, tokens in token_counts(scorer, batch, form):
-        seen = tokens * before + tokens * (tokens + 1) / 2
+    for upstream, tokens in token_counts(scorer, batch, prompt_format):
+        seen = tokens * upstream + tokens * (tokens + 1) / 2
         operations += 2 * body * tokens + 2 * head.numel() + 4 * config.num_hidden_layers * width * seen
     return operations
 
 
-def token_counts(scorer: TorchScorer, batch: list[Observation], form: PromptForm) -> list[tuple[int, int]]:
+def token_counts(scorer: TorchScorer, batch: list[Observation], prompt_format: PromptFormat) -> list[tuple[int, int]]:
     """For each prompt, in any order: the tokens that are not read again, and those that are."""
-    chunks = scorer._chunks(scorer._render([ask(state, form) for state in batch]))
-    return [(len(scorer._shared) if begun else 0, len(row)) for begun, chunk in chunks for _, row in chunk]
+    chunks = scorer._chunks(scorer._render([ask(state, prompt_format) for state in batch]))
+    return [(len(scorer._prefix) if begun else 0, len(row)) for begun, chunk in chunks for _, row in chunk]
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -143,7 +143,7 @@ def main() -> None:
             path = str(standin_model(arguments.shape, standin_tokenizer(arguments.tokenizer), folder))
         else:
             path = resolve_model(arguments.model)
-        form = prompt_form_of(path) or DEFAULT_FORM
+        prompt_format = prompt_format_of(path) or DEFAULT_FORMAT
         model, tokenizer = load_for_inference(path, arguments.device)
     result = {
         "command": shlex.join(["python", "benchmarks/policy_speed.py", *sys.argv[1:]]),
@@ -151,25 +151,27 @@ def main() -> None:
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, threads: {arguments.threads}",
-        **measure(model, tokenizer, form, arguments),
+        **measure(model, tokenizer, prompt_format, arguments),
         "machine": computer | {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     _print_table(result)
     print(json.dumps(result))
 
 
-def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(model: Any, tokenizer: Any, prompt_format: PromptFormat, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures about one model."""
     scorers = {
-        side: TorchScorer(model, tokenizer, form, share_beginning=side == "shared", chunk_tokens=arguments.chunk_tokens)
+        side: TorchScorer(
+            model, tokenizer, prompt_format, share_prefix=side == "shared", chunk_tokens=arguments.chunk_tokens
+        )
         for side in ("shared", "whole")
     }
-    policies = {side: LanguageModelPolicy(scorer, form) for side, scorer in scorers.items()}
+    policies = {side: LanguageModelPolicy(scorer, prompt_format) for side, scorer in scorers.items()}
     loaded = LoadedModel(model, tokenizer, "transformers")
     longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in ANSWERS.values()) + 1
 
     def generate(batch: list[Observation]) -> list[str | None]:
-        answers = generate_answers(loaded, [ask(state, form) for state in batch], longest, _GENERATE_AT_ONCE)
+        answers = generate_answers(loaded, [ask(state, prompt_format) for state in batch], longest, _GENERATE_AT_ONCE)
         return [parse_answer(answer).action for answer in answers]
 
     states = draw_states(np.random.default_rng(1), arguments.states)
@@ -187,10 +189,10 @@ def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Na
         for call in range(arguments.calls):
             first = call * size % (arguments.states - size + 1)
             batch = states[first : first + size]
-            times["bare"].append(timed(passes_of(scorers["shared"], batch, form))[0])
+            times["bare"].append(timed(passes_of(scorers["shared"], batch, prompt_format))[0])
             for side, policy in policies.items():
                 times[side].append(timed(policy.decide, batch)[0])
-            work.append(arithmetic(scorers["shared"], batch, form))
+            work.append(arithmetic(scorers["shared"], batch, prompt_format))
             peak = max(peak, matmul_flops(model))
             if call < arguments.generate_calls:
                 taken, actions = timed(generate, batch)
@@ -208,12 +210,12 @@ def measure(model: Any, tokenizer: Any, form: PromptForm, arguments: argparse.Na
     for sides in lights.values():
         for side in ("shared", "bare"):
             sides[side]["share_of_matmul"] = round(sides[side]["tflops"] * 1e12 / peak, 3)
-    tokens = [tokens for _, tokens in token_counts(scorers["whole"], states, form)]
+    tokens = [tokens for _, tokens in token_counts(scorers["whole"], states, prompt_format)]
     return {
         "states": len(states),
         "tokens_p50": int(np.median(tokens)),
         "tokens_max": max(tokens),
-        "tokens_shared": len(scorers["shared"]._shared),
+        "tokens_shared": len(scorers["shared"]._prefix),
         "chunk_tokens": scorers["shared"]._chunk_tokens,
         "matmul_tflops": round(peak / 1e12, 4),
         "lights": lights,

@@ -65,11 +65,11 @@ def standin_tokenizer(kind: Kind = "bpe") -> Any:
     from grpo.models.tokenizer import bare_tokenizer, build_tokenizer
 
     if kind == "project":
-        from grpo.base_model import fact_words, forms_of
+        from grpo.base_model import fact_words, formats_of
         from grpo.config import BaseModelConfig
 
         config = BaseModelConfig()
-        return build_tokenizer(forms_of(config), fact_words(config.prompt_fields))
+        return build_tokenizer(formats_of(config), fact_words(config.prompt_fields))
     return bare_tokenizer(*_learn_bpe())
 
 
@@ -103,9 +103,9 @@ def standin_model(shape: str, tokenizer: Any, folder: str | Path, *, seed: int =
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from grpo.models.folder import write_card
+    from grpo.models.folder import write_prompt_format
     from grpo.models.tokenizer import check_round_trip
-    from grpo.prompt_builder import DEFAULT_FORM
+    from grpo.prompt_builder import DEFAULT_FORMAT
 
     folder = Path(folder)
     torch.manual_seed(seed)
@@ -123,6 +123,6 @@ def standin_model(shape: str, tokenizer: Any, folder: str | Path, *, seed: int =
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_card(folder, DEFAULT_FORM)
+    write_prompt_format(folder, DEFAULT_FORMAT)
     check_round_trip(tokenizer, folder)
     return folder

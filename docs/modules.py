@@ -13,9 +13,9 @@ HEAD = """# Modules
 
 Generated from the docstrings by `python docs/modules.py`; `make lint` checks it.
 
-A file at the top of `grpo/` is a command or a contract that others build on; a folder is machinery. Each imports only from
-what stands below it in this list (`lint-imports`): commands; `learning`, `episodes`; `labels`; `policies`, `synthetic`,
-`sumo_interface`; `models`, `simulator`; `config`; `prompt_builder`; `records`; `system`.
+A file at the top of `grpo/` is a command or a contract that others build on; a folder is machinery. Each imports only
+from what stands below it in this list (`lint-imports`): commands; `learning`, `episodes`; `labels`; `policies`,
+`synthetic`, `sumo_interface`; `models`, `simulator`; `config`; `prompt_builder`; `records`; `system`.
 """
 
 

@@ -28,7 +28,7 @@ from .config import BaseModelConfig
 from .models.loading import save_merged
 from .models.random_states import draw_states, facts, prior
 from .models.tokenizer import build_tokenizer
-from .prompt_builder import ANSWERS, PromptForm, ask, build_prompt, parse_answer
+from .prompt_builder import ANSWERS, PromptFormat, ask, build_prompt, parse_answer
 from .records import Observation
 from .system.console import say
 from .system.errors import ModelError
@@ -36,10 +36,10 @@ from .system.files import claim_output, write_manifest
 from .system.settings import parse_config
 
 
-def forms_of(config: BaseModelConfig) -> tuple[PromptForm, PromptForm]:
+def formats_of(config: BaseModelConfig) -> tuple[PromptFormat, PromptFormat]:
     """The two forms of prompts that the model learns: English and Chinese."""
     fields = tuple(config.prompt_fields)
-    return PromptForm("en", fields), PromptForm("zh", fields)
+    return PromptFormat("en", fields), PromptFormat("zh", fields)
 
 
 FACTS_PROMPT = "Report what is asked about the junction.\n"
@@ -70,17 +70,17 @@ def fact_example(observation: Observation, rng: np.random.Generator, fields: Seq
 
 
 def decision_example(
-    observation: Observation, rng: np.random.Generator, forms: tuple[PromptForm, PromptForm]
+    observation: Observation, rng: np.random.Generator, prompt_formats: tuple[PromptFormat, PromptFormat]
 ) -> Example:
     """The decision under the prior, one in ten in the second form.
 
     The answer that is read on is drawn by the prior, so that the model sees how either of them ends.
     """
-    form = forms[rng.random() < 0.1]
+    prompt_format = prompt_formats[rng.random() < 0.1]
     extend = prior(observation)
     if rng.random() < extend:
-        return ask(observation, form), ANSWERS["yes"], ANSWERS["no"], extend
-    return ask(observation, form), ANSWERS["no"], ANSWERS["yes"], 1 - extend
+        return ask(observation, prompt_format), ANSWERS["yes"], ANSWERS["no"], extend
+    return ask(observation, prompt_format), ANSWERS["no"], ANSWERS["yes"], 1 - extend
 
 
 def collate(tokenizer: Any, examples: list[Example], silent: Container[int]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Batches:
     def __init__(self, tokenizer: Any, config: BaseModelConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.forms = forms_of(config)
+        self.prompt_formats = formats_of(config)
         self.silent = set(tokenizer.convert_tokens_to_ids(fact_words(config.prompt_fields)))
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class Batches:
         decisions = len(states) // 2 if step >= self.config.fact_steps else 0
         return collate(
             self.tokenizer,
-            [decision_example(state, rng, self.forms) for state in states[:decisions]]
+            [decision_example(state, rng, self.prompt_formats) for state in states[:decisions]]
             + [fact_example(state, rng, self.config.prompt_fields) for state in states[decisions:]],
             self.silent,
         )
@@ -203,12 +203,12 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
     started = time.monotonic()
     model.train()
     for step, batch in enumerate(loader):
-        place, length = step, config.fact_steps
+        step_of_part, length = step, config.fact_steps
         if step >= config.fact_steps:
-            place, length = step - config.fact_steps, config.decision_steps
-        warm_up = min(1.0, (place + 1) / max(1, min(100, length // 10)))
+            step_of_part, length = step - config.fact_steps, config.decision_steps
+        warm_up = min(1.0, (step_of_part + 1) / max(1, min(100, length // 10)))
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm_up * (0.51 + 0.49 * math.cos(math.pi * place / length))
+            group["lr"] = config.learning_rate * warm_up * (0.51 + 0.49 * math.cos(math.pi * step_of_part / length))
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         loss = answer_loss(model, batch)
         optimizer.zero_grad()
@@ -217,10 +217,10 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
         optimizer.step()
         if step % 100 == 0 or step + 1 == len(batches):
             rate = (step + 1) / (time.monotonic() - started)
-            left = (len(batches) - step - 1) / rate
+            remaining_s = (len(batches) - step - 1) / rate
             if not math.isfinite(loss.item()):
                 raise ModelError(f"the loss is {loss.item():g} at step {step + 1}; lower learning_rate")
-            say(f"base-model: step {step + 1}/{len(batches)}  loss {loss.item():.3f}  left {clock(left)}")
+            say(f"base-model: step {step + 1}/{len(batches)}  loss {loss.item():.3f}  left {clock(remaining_s)}")
     model.eval()
 
 
@@ -247,14 +247,14 @@ def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseM
     import torch
 
     rng = np.random.default_rng([config.seed, 1])
-    forms = forms_of(config)
+    prompt_formats = formats_of(config)
     names = {tokenizer.convert_tokens_to_ids(_fact_word(name)): name for name in facts(states[0], config.prompt_fields)}
     right: dict[str, list[bool]] = {name: [] for name in names.values()}
     agree, clear, strict = [], [], []
     for start in range(0, len(states), 128):
-        part = states[start : start + 128]
-        batch = collate(tokenizer, [fact_example(state, rng, config.prompt_fields) for state in part], set(names))
-        messages = [ask(state, forms[i % 10 == 9]) for i, state in enumerate(part)]
+        chunk = states[start : start + 128]
+        batch = collate(tokenizer, [fact_example(state, rng, config.prompt_fields) for state in chunk], set(names))
+        messages = [ask(state, prompt_formats[i % 10 == 9]) for i, state in enumerate(chunk)]
         texts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompts = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         with torch.inference_mode():
@@ -269,7 +269,7 @@ def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseM
                 if wanted not in (IGNORED, tokenizer.eos_token_id):
                     asked[-1] &= wanted == given
         written = tokenizer.batch_decode(answers[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-        for text, state in zip(written, part, strict=True):
+        for text, state in zip(written, chunk, strict=True):
             parsed, probability = parse_answer(text), prior(state)
             strict.append(parsed.level == "strict")
             agree.append(parsed.action == ("yes" if probability >= 0.5 else "no"))
@@ -290,12 +290,12 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     started = time.monotonic()
-    tokenizer = build_tokenizer(forms_of(config), fact_words(config.prompt_fields))
+    tokenizer = build_tokenizer(formats_of(config), fact_words(config.prompt_fields))
     model = build_model(config, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     train(model, tokenizer, config)
     minutes = (time.monotonic() - started) / 60
-    save_merged(model, tokenizer, folder, form=forms_of(config)[0])
-    states = draw_states(np.random.default_rng([config.seed, 0, 1]), config.evaluation_states)
+    save_merged(model, tokenizer, folder, prompt_format=formats_of(config)[0])
+    states = draw_states(np.random.default_rng([config.seed, 0, 1]), config.validation_rows)
     measured = measure(model, tokenizer, states, config)
     parameters = sum(weights.numel() for weights in model.parameters())
     write_manifest(folder, config.STAGE, config.to_dict(), parameters=parameters, minutes=round(minutes, 1), **measured)

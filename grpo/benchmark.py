@@ -33,7 +33,7 @@ RULE_BASED = tuple(name for name in BASELINES if name != ROLLOUT)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class NetworkGroup:
     """Networks that are judged together, with the summary of each policy on them (``report.summarise``)."""
 
     title: str
@@ -45,7 +45,7 @@ class Part:
 class Verdict:
     """What one part says about one model."""
 
-    part: str
+    group: str
     model: str
     passed: bool
     avg_delay_s: float | None
@@ -62,7 +62,7 @@ class Verdict:
     """More emergency brakings an episode than any rule-based baseline."""
 
 
-def make_parts(given: Sequence[str], episodes: Sequence[EpisodeResult], *, seed: int) -> list[Part]:
+def make_groups(given: Sequence[str], episodes: Sequence[EpisodeResult], *, seed: int) -> list[NetworkGroup]:
     """The parts of the networks under the paths ``given``, with statistics over their episodes."""
     names = {path: name for name, path in unique_names(find_scenarios(given)).items()}
     groups: list[tuple[str, tuple[str, ...]]] = []
@@ -73,7 +73,7 @@ def make_parts(given: Sequence[str], episodes: Sequence[EpisodeResult], *, seed:
             groups.append((f"{Path(path).name} ({len(fresh)} networks)", fresh))
         else:
             groups += [(name, (name,)) for name in fresh]
-    return [Part(title, inside, _entries(inside, episodes, seed)) for title, inside in groups]
+    return [NetworkGroup(title, inside, _entries(inside, episodes, seed)) for title, inside in groups]
 
 
 def _entries(scenarios: tuple[str, ...], episodes: Sequence[EpisodeResult], seed: int) -> dict[str, Summary]:
@@ -81,10 +81,10 @@ def _entries(scenarios: tuple[str, ...], episodes: Sequence[EpisodeResult], seed
     return {entry["policy"]: entry for entry in summarise(chosen, seed=seed) if entry["scenario"] == ALL}
 
 
-def judge(part: Part, model: str) -> Verdict | None:
+def judge(group: NetworkGroup, model: str) -> Verdict | None:
     """Whether ``model`` wins the part; ``None`` where no rule-based baseline ran."""
-    own = part.entries[model]
-    rules = {policy: entry for policy, entry in part.entries.items() if policy in RULE_BASED}
+    own = group.entries[model]
+    rules = {policy: entry for policy, entry in group.entries.items() if policy in RULE_BASED}
     known = {policy: entry for policy, entry in rules.items() if entry["avg_delay_s"]["mean"] is not None}
     if not known:
         return None
@@ -95,7 +95,7 @@ def judge(part: Part, model: str) -> Verdict | None:
     brakings = own["emergency_brakings"]["mean"]
     more_brakings = brakings is not None and brakings > max(e["emergency_brakings"]["mean"] for e in known.values())
     return Verdict(
-        part=part.title,
+        group=group.title,
         model=model,
         passed=not (not_beaten or own["gridlocked"] or own["failed"] or more_brakings),
         avg_delay_s=own["avg_delay_s"]["mean"],
@@ -109,29 +109,29 @@ def judge(part: Part, model: str) -> Verdict | None:
     )
 
 
-def judge_all(parts: Sequence[Part]) -> list[Verdict]:
+def judge_all(groups: Sequence[NetworkGroup]) -> list[Verdict]:
     """A verdict for each model and part."""
-    models = [policy for policy in parts[0].entries if policy not in BASELINES]
-    return [verdict for model in models for part in parts if (verdict := judge(part, model)) is not None]
+    models = [policy for policy in groups[0].entries if policy not in BASELINES]
+    return [verdict for model in models for group in groups if (verdict := judge(group, model)) is not None]
 
 
 # ---------------------------------------------------------------------- tables
 
 
-def markdown(parts: Sequence[Part], verdicts: Sequence[Verdict], episodes: Sequence[EpisodeResult]) -> str:
+def markdown(groups: Sequence[NetworkGroup], verdicts: Sequence[Verdict], episodes: Sequence[EpisodeResult]) -> str:
     """The tables of the benchmark, ready for a README."""
-    entries = parts[0].entries
+    entries = groups[0].entries
     names = display_names(list(entries))
-    sections = ["Mean delay, s per vehicle [95 % interval]. " + _how(parts), *_delay_table(parts, names)]
+    sections = ["Mean delay, s per vehicle [95 % interval]. " + _episode_counts(groups), *_delay_table(groups, names)]
     if verdicts:
         sections += ["", "Verdict: below every rule-based baseline, clear of zero; difference to the strongest one."]
         sections += ["", *_verdict_table(verdicts, names), "", "Delay of the model minus that of each baseline."]
-        sections += ["", *_difference_table(parts, verdicts, names)]
+        sections += ["", *_difference_table(groups, verdicts, names)]
     return "\n".join([*sections, "", "Over all episodes.", "", *_safety_table(episodes, names), ""])
 
 
-def _how(parts: Sequence[Part]) -> str:
-    episodes = ", ".join(f"{part.title}: {next(iter(part.entries.values()))['n']}" for part in parts)
+def _episode_counts(groups: Sequence[NetworkGroup]) -> str:
+    episodes = ", ".join(f"{group.title}: {next(iter(group.entries.values()))['n']}" for group in groups)
     return f"Episodes for each policy: {episodes}.\n"
 
 
@@ -153,15 +153,15 @@ def _signed(value: float | None, interval: Sequence[float] | None) -> str:
     return "-" if value is None else f"{value:+.1f} {interval_text(interval)}"
 
 
-def _delay_table(parts: Sequence[Part], names: dict[str, str]) -> list[str]:
+def _delay_table(groups: Sequence[NetworkGroup], names: dict[str, str]) -> list[str]:
     def cells(policy: str) -> Iterator[str]:
         yield f"**{names[policy]}**" if policy not in BASELINES else names[policy]
-        for part in parts:
-            entry = part.entries[policy]
+        for group in groups:
+            entry = group.entries[policy]
             counts = "".join(f", {entry[key]} {key}" for key in ("gridlocked", "failed") if entry[key])
             yield _number(entry["avg_delay_s"]["mean"], entry["avg_delay_s"]["interval_95"]) + counts
 
-    return _table(["policy", *[part.title for part in parts]], (list(cells(policy)) for policy in names))
+    return _table(["policy", *[group.title for group in groups]], (list(cells(policy)) for policy in names))
 
 
 def _verdict_table(verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
@@ -174,7 +174,7 @@ def _verdict_table(verdicts: Sequence[Verdict], names: dict[str, str]) -> list[s
 
     rows = (
         [
-            verdict.part,
+            verdict.group,
             names[verdict.model],
             _number(verdict.avg_delay_s, None),
             verdict.strongest_rule,
@@ -186,21 +186,21 @@ def _verdict_table(verdicts: Sequence[Verdict], names: dict[str, str]) -> list[s
     return _table(["networks", "model", "delay", "strongest rule", "difference [95 %]", "below all"], rows)
 
 
-def _difference_table(parts: Sequence[Part], verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
+def _difference_table(groups: Sequence[NetworkGroup], verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
     models = list(dict.fromkeys(verdict.model for verdict in verdicts))
     rows = (
         [
             f"{names[model]} - {names[other]}",
             *[
                 _signed(found["mean"], found["interval_95"])
-                for found in (part.entries[model]["delay_difference_s"][other] for part in parts)
+                for found in (group.entries[model]["delay_difference_s"][other] for group in groups)
             ],
         ]
         for model in models
         for other in names
         if other != model
     )
-    return _table(["difference", *[part.title for part in parts]], rows)
+    return _table(["difference", *[group.title for group in groups]], rows)
 
 
 def _safety_table(episodes: Sequence[EpisodeResult], names: dict[str, str]) -> list[str]:
@@ -219,23 +219,25 @@ def _safety_table(episodes: Sequence[EpisodeResult], names: dict[str, str]) -> l
 
 
 def _write(given: Sequence[str], seed: int, output: Path, results: Results) -> None:
-    from .episodes.chart import draw_parts
+    from .episodes.chart import draw_groups
 
     episodes, _ = results
-    parts = make_parts(given, episodes, seed=seed)
-    verdicts = judge_all(parts)
-    write_text(output / "benchmark.md", markdown(parts, verdicts, episodes))
+    groups = make_groups(given, episodes, seed=seed)
+    verdicts = judge_all(groups)
+    write_text(output / "benchmark.md", markdown(groups, verdicts, episodes))
     write_json(output / "verdicts.json", [asdict(verdict) for verdict in verdicts])
-    draw_parts(output / "benchmark.png", [(part.title, part.scenarios, part.entries) for part in parts], episodes)
+    draw_groups(output / "benchmark.png", [(group.title, group.scenarios, group.entries) for group in groups], episodes)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(BenchmarkConfig, argv, description=(__doc__ or "").splitlines()[0])
-    episodes, _ = evaluate(config, partial(_write, config.scenario, config.seed))
-    print((Path(config.output) / "benchmark.md").read_text(encoding="utf-8"))
+    episodes, _ = evaluate(config, partial(_write, config.scenarios, config.seed))
+    print((Path(config.output_dir) / "benchmark.md").read_text(encoding="utf-8"))
     print_failures(episodes)
-    print(f"results in {config.output}: benchmark.md, benchmark.png, verdicts.json, evaluation.json", file=sys.stderr)
+    print(
+        f"results in {config.output_dir}: benchmark.md, benchmark.png, verdicts.json, evaluation.json", file=sys.stderr
+    )
     return exit_code(episodes)
 
 

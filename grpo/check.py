@@ -55,7 +55,7 @@ def print_report(report: Report) -> None:
         costs.append(f"up to {run.labels_per_hour} labels an hour on {run.cores} cores")
     say(f"cost: {', '.join(costs)}")
     scenario = shlex.quote(report.scenario)
-    say(f"next: grpo evaluate --scenario {scenario} --policy fixed_time actuated max_pressure pretrained")
+    say(f"next: grpo evaluate --scenarios {scenario} --policy fixed_time actuated max_pressure pretrained")
 
 
 def _table(lights: Sequence[LightReport]) -> Table:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(CheckConfig, argv, description=(__doc__ or "").splitlines()[0])
     settings = SignalSettings.from_config(config)
     reports: list[Report] = []
-    for sumocfg in find_scenarios(config.scenario):
+    for sumocfg in find_scenarios(config.scenarios):
         try:
             reports.append(examine(sumocfg, settings, seconds=config.seconds))
         except GrpoError as error:

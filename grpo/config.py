@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptForm
+from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
 from .records import OUTCOME_TERMS
-from .system.ranks import processes
+from .system.ranks import world_size
 from .system.settings import C, StageConfig, read_config
 
 _STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -107,8 +107,8 @@ class CheckConfig(SignalConfig):
     """Settings of `grpo check`: what would be controlled in a scenario, what not, and why."""
 
     STAGE: ClassVar[str] = "check"
-    POSITIONAL: ClassVar[str | None] = "scenario"
-    scenario: list[str] = Field(
+    POSITIONAL: ClassVar[str | None] = "scenarios"
+    scenarios: list[str] = Field(
         default_factory=lambda: ["data/scenarios/test"],
         min_length=1,
         description="SUMO configurations, or folders searched for .sumocfg files",
@@ -127,6 +127,7 @@ class GRPOConfig(SignalConfig):
     """Settings of `grpo generate`: the counterfactual dataset (training has :class:`GRPOTrainingConfig`)."""
 
     STAGE: ClassVar[str] = "generate"
+    POSITIONAL: ClassVar[str | None] = "scenarios"
     scenarios: list[str] = Field(
         default_factory=lambda: ["data/scenarios/train"],
         min_length=1,
@@ -147,7 +148,7 @@ class GRPOConfig(SignalConfig):
         default="delay_balance",
         description="who drives the run between decision points: a rule, or a small language model",
     )
-    exploration: float = Field(default=0.25, ge=0, le=1, description="share of random actions in the behaviour")
+    exploration_rate: float = Field(default=0.25, ge=0, le=1, description="share of random actions in the behaviour")
     sample_fraction: float = Field(default=0.5, gt=0, le=1, description="share of decision points that become rows")
     empty_fraction: float = Field(
         default=0.05, ge=0, le=1, description="share of empty-road decision points that are kept"
@@ -216,14 +217,14 @@ class BaseModelConfig(StageConfig):
     )
     batch_size: int = Field(default=128, ge=2, multiple_of=2, description="random states in one step")
     learning_rate: float = Field(default=3e-3, gt=0, lt=1, description="peak learning rate of both parts")
-    evaluation_states: int = Field(default=2048, ge=16, description="fresh states on which the result is measured")
+    validation_rows: int = Field(default=2048, ge=16, description="fresh states on which the result is measured")
     prompt_fields: list[str] = _FIELDS
     seed: int = _SEED
     if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        _raise(PromptForm("en", tuple(self.prompt_fields)).problems())
+        _raise(PromptFormat("en", tuple(self.prompt_fields)).problems())
         return self
 
 
@@ -237,15 +238,11 @@ class SFTDataConfig(StageConfig):
         min_length=1,
         description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
     )
-    output_path: str = Field(
-        default="data/sft_datasets/sft_dataset.json",
-        min_length=1,
-        description="file to write; a manifest goes beside it",
-    )
+    output_dir: str = Field(default="data/sft_datasets", min_length=1, description="folder for sft_dataset.json")
     labels: Literal["oracle", "max_pressure", "random"] = Field(
         default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"
     )
-    full_advantage: float = Field(
+    keep_all_above_advantage: float = Field(
         default=0.0,
         ge=0,
         description="training rows whose actions differ by less than this cost are drawn in proportion to the "
@@ -258,13 +255,13 @@ class SFTDataConfig(StageConfig):
     if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
     @property
-    def prompt_form(self) -> PromptForm:
+    def prompt_format(self) -> PromptFormat:
         """How states are put to the model."""
-        return PromptForm(self.prompt_language, tuple(self.prompt_fields))
+        return PromptFormat(self.prompt_language, tuple(self.prompt_fields))
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        _raise(self.prompt_form.problems())
+        _raise(self.prompt_format.problems())
         return self
 
 
@@ -276,7 +273,7 @@ _BACKEND: Any = Field(
 _LORA_RANK: Any = Field(
     default=16,
     ge=0,
-    description="rank of the LoRA adapters; 0 trains every weight, as do models below full_training_below",
+    description="rank of the LoRA adapters; 0 trains every weight, as do models below lora_min_parameters",
 )
 _LORA_ALPHA: Any = Field(default=32, ge=1, description="scale of the LoRA adapters: alpha / rank")
 _LORA_TARGETS: Any = Field(
@@ -305,7 +302,7 @@ class SFTTrainingConfig(StageConfig):
 
     STAGE: ClassVar[str] = "sft"
     model_path: str = Field(
-        default="embedded", min_length=1, description="`embedded` (the shipped model), a folder, or a hub id"
+        default="base", min_length=1, description="`base` (the shipped model), a folder, or a hub id"
     )
     dataset_path: str = Field(
         default="data/sft_datasets/sft_dataset.json", min_length=1, description="file of `grpo sft-data`"
@@ -323,18 +320,18 @@ class SFTTrainingConfig(StageConfig):
     optim: str = Field(
         default="adamw_8bit", min_length=1, description="optimizer; adamw_8bit becomes adamw_torch without a GPU"
     )
-    format_floor: float = Field(
+    min_valid_format_rate: float = Field(
         default=0.9,
         ge=0,
         le=1,
         description="least share of well-formed answers; below it GRPO is pointless and the stage stops",
     )
     max_new_tokens: int = Field(default=50, ge=1, description="longest answer when the result is checked")
-    evaluation_rows: int = Field(default=500, ge=1, description="held-out rows on which the result is checked")
+    validation_rows: int = Field(default=500, ge=1, description="held-out rows on which the result is checked")
     lora_rank: int = _LORA_RANK
     lora_alpha: int = _LORA_ALPHA
     lora_target_modules: list[str] = _LORA_TARGETS
-    full_training_below: int = _FULL_BELOW
+    lora_min_parameters: int = _FULL_BELOW
     backend: Literal["auto", "unsloth", "transformers"] = _BACKEND
     report_to: list[str] = _REPORT
     resume_from_checkpoint: str = _RESUME
@@ -372,7 +369,7 @@ class GRPOTrainingConfig(StageConfig):
         description="`exact`: both answers of each prompt, weighted by their probabilities, nothing is generated; "
         "`sampled`: groups of num_generations answers, as TRL has them",
     )
-    draw_by_advantage: float = Field(
+    prioritized_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
@@ -450,7 +447,7 @@ class GRPOTrainingConfig(StageConfig):
     lora_rank: int = _LORA_RANK
     lora_alpha: int = _LORA_ALPHA
     lora_target_modules: list[str] = _LORA_TARGETS
-    full_training_below: int = _FULL_BELOW
+    lora_min_parameters: int = _FULL_BELOW
     backend: Literal["auto", "unsloth", "transformers"] = _BACKEND
     report_to: list[str] = _REPORT
     resume_from_checkpoint: str = _RESUME
@@ -460,11 +457,11 @@ class GRPOTrainingConfig(StageConfig):
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
         problems = []
-        completions = self.batch_size * self.gradient_accumulation_steps * processes()
+        completions = self.batch_size * self.gradient_accumulation_steps * world_size()
         if self.estimator == "sampled" and completions % self.num_generations:
             problems.append(
                 f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps}"
-                f"{f' x {processes()} processes' if processes() > 1 else ''} = {completions} is not divisible by "
+                f"{f' x {world_size()} processes' if world_size() > 1 else ''} = {completions} is not divisible by "
                 f"num_generations = {self.num_generations}"
             )
         if not self.format_strict > self.format_partial > self.format_invalid:
@@ -487,7 +484,7 @@ class GRPOTrainingConfig(StageConfig):
                 problems.append("format_regex: has no group; group 1 must match yes or no")
         if self.max_steps == 0:
             problems.append("max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs")
-        _raise(problems + self.prompt_form.problems() + _cost_weight_problems(self.cost_weights))
+        _raise(problems + self.prompt_format.problems() + _cost_weight_problems(self.cost_weights))
         return self
 
     @property
@@ -496,9 +493,9 @@ class GRPOTrainingConfig(StageConfig):
         return 1 if self.estimator == "exact" else self.num_generations
 
     @property
-    def prompt_form(self) -> PromptForm:
+    def prompt_format(self) -> PromptFormat:
         """How states are put to the model."""
-        return PromptForm(self.prompt_language, tuple(self.prompt_fields))
+        return PromptFormat(self.prompt_language, tuple(self.prompt_fields))
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -506,7 +503,8 @@ class EvaluationConfig(SignalConfig):
     """Settings of `grpo evaluate`: closed loop, every policy on the same traffic."""
 
     STAGE: ClassVar[str] = "evaluate"
-    scenario: list[str] = Field(
+    POSITIONAL: ClassVar[str | None] = "scenarios"
+    scenarios: list[str] = Field(
         default_factory=lambda: ["data/scenarios/test"],
         min_length=1,
         description="SUMO configurations, or folders searched for .sumocfg files",
@@ -516,10 +514,10 @@ class EvaluationConfig(SignalConfig):
         min_length=1,
         description="signal programs (fixed_time, webster, actuated, actuated_delay), rules (max_pressure, "
         "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
-        "a shipped model (embedded, pretrained), or a model folder",
+        "a shipped model (base, pretrained), or a model folder",
     )
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1, description="SUMO seeds of the episodes")
-    output: str = Field(
+    output_dir: str = Field(
         default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
     )
     time_to_teleport: int = Field(
@@ -554,7 +552,7 @@ class BenchmarkConfig(EvaluationConfig):
     seeds: list[int] = Field(
         default_factory=lambda: list(range(1, 11)), min_length=1, description="SUMO seeds of the episodes"
     )
-    output: str = Field(
+    output_dir: str = Field(
         default="results/benchmark", min_length=1, description="folder for the tables, the verdicts, the chart"
     )
     episode_timeout_seconds: float = Field(
@@ -567,22 +565,22 @@ class ExportConfig(StageConfig):
     """Settings of `grpo export`: a trained model for others to run."""
 
     STAGE: ClassVar[str] = "export"
-    model: str = Field(
-        default="model/grpo_model", min_length=1, description="model folder, hub id, `pretrained` or `embedded`"
+    model_path: str = Field(
+        default="model/grpo_model", min_length=1, description="model folder, hub id, `pretrained` or `base`"
     )
     format: Literal["adapter", "merged_16bit", "gguf"] = Field(
         default="merged_16bit",
         description="`merged_16bit`: a model folder; `adapter`: what a LoRA training added to its base; "
         "`gguf`: one file for llama.cpp",
     )
-    output: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
-    states: str = Field(
+    output_dir: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
+    dataset_path: str = Field(
         default="auto",
         min_length=1,
         description="dataset on whose states the export must decide like the model, or `random` states; `auto` takes "
         "data/grpo_datasets where it is, else random ones",
     )
-    rows: int = Field(default=500, ge=1, description="states on which decisions are compared")
+    validation_rows: int = Field(default=500, ge=1, description="states on which decisions are compared")
     max_differing: int = Field(
         default=0, ge=0, description="decisions that may differ; more end the export (exit code 3)"
     )

@@ -9,7 +9,6 @@ One episode is one policy on one scenario with one seed. Each simulation runs in
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +19,10 @@ from random import Random
 from typing import Any
 
 from .config import EvaluationConfig
-from .episodes.episode import Drive, Episode, run_episode
+from .episodes.episode import DriveResult, EpisodeSpec, run_episode
 from .episodes.report import MEASURES, Summary, own_fault_lines, print_report, summarise, write_csv
-from .labels.counterfactual import Horizon
-from .models.folder import SHIPPED, is_local, resolve_model
+from .labels.counterfactual import RolloutSpec
+from .models.folder import SHIPPED, is_local, model_files, resolve_model
 from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .records import EpisodeResult
 from .simulator.scenario_files import find_scenarios, unique_names
@@ -31,7 +30,7 @@ from .simulator.signals import SignalSettings
 from .sumo_interface import ProgramKind
 from .system.console import progress_bar
 from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
-from .system.files import claim_output, write_json, write_manifest
+from .system.files import claim_output, digest, write_json, write_manifest
 from .system.settings import parse_config
 from .system.workers import WorkerDied, run_isolated
 
@@ -41,13 +40,13 @@ _PROGRAMS: dict[str, ProgramKind] = {
     "actuated": "actuated",
     "actuated_delay": "actuated_delay",
 }
-_SEARCH = Horizon(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
+_SEARCH = RolloutSpec(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
 """How ``rollout`` judges an action; chosen on generated validation scenarios (docs/experiments.md)."""
-_KEPT = "episodes.jsonl"
+EPISODES_LOG = "episodes.jsonl"
 _LOADING_S = 300.0
 """Real time that a worker may take, over that of the episode, to load a model."""
 
-Task = tuple[str, str, int]
+EpisodeKey = tuple[str, str, int]
 """Policy, scenario, seed."""
 
 
@@ -64,23 +63,23 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     """
     policies = list(dict.fromkeys(config.policy))
     inputs = {policy: _fingerprint(policy) for policy in policies if policy not in BASELINES}
-    scenarios = unique_names(find_scenarios(config.scenario))
-    inputs |= {name: _digest(_scenario_files(path)) for name, path in scenarios.items()}
-    tasks: list[Task] = [
+    scenarios = unique_names(find_scenarios(config.scenarios))
+    inputs |= {name: digest(_scenario_files(path)) for name, path in scenarios.items()}
+    keys: list[EpisodeKey] = [
         (policy, name, seed) for name in scenarios for policy in policies for seed in dict.fromkeys(config.seeds)
     ]
 
-    output = Path(config.output)
+    output = Path(config.output_dir)
     resumed = claim_output(
         output,
         config.to_dict() | {"inputs": inputs},
         if_finished=config.if_finished,
         ignore=("max_workers", "episode_timeout_seconds"),
     )
-    done = _read_kept(output / _KEPT) if resumed else {}
-    _run_missing(config, tasks, scenarios, done, output / _KEPT)
+    done = _read_kept(output / EPISODES_LOG) if resumed else {}
+    _run_missing(config, keys, scenarios, done, output / EPISODES_LOG)
 
-    episodes = [done[task] for task in tasks]
+    episodes = [done[key] for key in keys]
     failed = [episode for episode in episodes if episode.error is not None]
     if len(failed) == len(episodes):
         first = failed[0]
@@ -90,23 +89,23 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     if write is not None:
         write(output, (episodes, summary))
     write_manifest(output, config.STAGE, config.to_dict(), inputs=inputs, episodes=len(episodes), failed=len(failed))
-    (output / _KEPT).unlink()
+    (output / EPISODES_LOG).unlink()
     return episodes, summary
 
 
 def _run_missing(
     config: EvaluationConfig,
-    tasks: Sequence[Task],
+    keys: Sequence[EpisodeKey],
     scenarios: dict[str, Path],
-    done: dict[Task, EpisodeResult],
+    done: dict[EpisodeKey, EpisodeResult],
     kept: Path,
 ) -> None:
     """Run the tasks that are not ``done`` yet, adding each to ``done`` and to the file ``kept``."""
-    missing = [task for task in tasks if task not in done]
+    missing = [key for key in keys if key not in done]
     # Language models first: their episodes are the long ones, and a worker changes its model as seldom as can be.
-    missing.sort(key=lambda task: (task[0] in BASELINES, list(dict.fromkeys(config.policy)).index(task[0])))
-    calls = [(config, task, scenarios[task[1]]) for task in missing]
-    with progress_bar("episodes", total=len(tasks), done=len(tasks) - len(missing)) as advance:
+    missing.sort(key=lambda key: (key[0] in BASELINES, list(dict.fromkeys(config.policy)).index(key[0])))
+    calls = [(config, key, scenarios[key[1]]) for key in missing]
+    with progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance:
         finished = run_isolated(
             _play,
             calls,
@@ -115,20 +114,20 @@ def _run_missing(
             environment={"OPENBLAS_NUM_THREADS": "1"},  # the workers' threads would wait for each other
         )
         for index, value, error in finished:
-            task = missing[index]
-            episode = value if error is None else _failure(task, error)
-            done[task] = episode
-            _keep(kept, episode)
+            key = missing[index]
+            episode = value if error is None else _failure(key, error)
+            done[key] = episode
+            _append_episode(kept, episode)
             delay = f"{episode.avg_delay_s:.1f} s/veh" if episode.error is None else f"failed: {episode.error}"
-            advance(f"{task[0]} on {task[1]}, seed {task[2]}: {delay}")
+            advance(f"{key[0]} on {key[1]}, seed {key[2]}: {delay}")
 
 
 # ---------------------------------------------------------------------- in a worker process
 
 
-def _play(config: EvaluationConfig, task: Task, sumocfg: Path) -> EpisodeResult:
+def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path) -> EpisodeResult:
     """Run one episode; raises :class:`GrpoError` where it fails."""
-    name, scenario, seed = task
+    name, scenario, seed = key
     program = _PROGRAMS.get(name, "controlled")
     settings = SignalSettings.from_config(config)
     policy: Policy | None = None
@@ -138,14 +137,16 @@ def _play(config: EvaluationConfig, task: Task, sumocfg: Path) -> EpisodeResult:
         policy = _language_model(name)
     fallbacks = getattr(policy, "fallbacks", 0)
     drive = run_episode(
-        Episode(sumocfg, seed, program, settings, config.time_to_teleport, search=_SEARCH if name == ROLLOUT else None),
+        EpisodeSpec(
+            sumocfg, seed, program, settings, config.time_to_teleport, search=_SEARCH if name == ROLLOUT else None
+        ),
         policy,
         timeout_s=config.episode_timeout_seconds,
     )
     if fell_back := getattr(policy, "fallbacks", 0) - fallbacks:
         # A rule kept the lights going; its driving must not be counted as the model's.
         raise ModelError(f"the model gave no decision at {fell_back} of {drive.decisions} decision points")
-    return _result(task, drive)
+    return _result(key, drive)
 
 
 @lru_cache(maxsize=1)
@@ -156,8 +157,8 @@ def _language_model(name: str) -> Policy:
     return make_policy(name, seed=0)
 
 
-def _result(task: Task, drive: Drive) -> EpisodeResult:
-    policy, scenario, seed = task
+def _result(key: EpisodeKey, drive: DriveResult) -> EpisodeResult:
+    policy, scenario, seed = key
     p50 = p99 = None
     if drive.batch_ms:
         import numpy as np
@@ -170,7 +171,7 @@ def _result(task: Task, drive: Drive) -> EpisodeResult:
     return EpisodeResult(policy, scenario, seed, decisions=drive.decisions, **rounded)
 
 
-def _failure(task: Task, error: BaseException) -> EpisodeResult:
+def _failure(key: EpisodeKey, error: BaseException) -> EpisodeResult:
     """A failed episode; its error in one line."""
     if isinstance(error, GrpoError):
         text = str(error)
@@ -180,7 +181,7 @@ def _failure(task: Task, error: BaseException) -> EpisodeResult:
         text = f"the policy's process died (exit code {error.exitcode}); was there memory enough?"
     else:
         text = f"{type(error).__name__}: {error}"
-    policy, scenario, seed = task
+    policy, scenario, seed = key
     unknown: dict[str, Any] = dict.fromkeys((*MEASURES, "gridlocked"))
     return EpisodeResult(policy, scenario, seed, **unknown, error=" ".join(text.split()))
 
@@ -197,26 +198,17 @@ def _fingerprint(policy: str) -> str:
     model = resolve_model(policy, made_by="grpo train")
     if not is_local(model):
         raise ModelError(f"{policy}: no such model folder; make it with `grpo train`, or give a downloaded one")
-    return _digest(file for file in Path(model).iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+    return digest(model_files(model))
 
 
 def _scenario_files(sumocfg: Path) -> list[Path]:
     return [sumocfg, *sumocfg.parent.glob("*.xml"), *sumocfg.parent.glob("*.xml.gz")]
 
 
-def _digest(files: Iterable[Path]) -> str:
-    """One digest of the files' names and contents."""
-    whole = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as content:
-            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
-
-
 # ---------------------------------------------------------------------- output
 
 
-def _keep(path: Path, episode: EpisodeResult) -> None:
+def _append_episode(path: Path, episode: EpisodeResult) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(episode), ensure_ascii=False) + "\n")
@@ -224,7 +216,7 @@ def _keep(path: Path, episode: EpisodeResult) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None
 
 
-def _read_kept(path: Path) -> dict[Task, EpisodeResult]:
+def _read_kept(path: Path) -> dict[EpisodeKey, EpisodeResult]:
     """The episodes of an interrupted run that worked; the failed ones are tried again."""
     kept = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -258,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     print_failures(episodes)
     for line in own_fault_lines(episodes):
         print(f"note: {line}", file=sys.stderr)
-    print(f"results in {config.output}: evaluation.json, evaluation.csv, evaluation.png", file=sys.stderr)
+    print(f"results in {config.output_dir}: evaluation.json, evaluation.csv, evaluation.png", file=sys.stderr)
     return exit_code(episodes)
 
 

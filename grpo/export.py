@@ -5,7 +5,7 @@ base, ``gguf`` one file for llama.cpp. The export is loaded again the way its us
 recorded (or random) states; the folder is finished only where no decision differs. The numbers are stored in 16 bits;
 both sides compute in fp32, so what is compared is what was stored.
 
-    grpo export --model model/grpo_model --format merged_16bit --output export/controller
+    grpo export --model-path model/grpo_model --format merged_16bit --output-dir export/controller
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from random import Random
 from typing import Any
 
 from .config import ExportConfig
-from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_form_of, resolve_model
+from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_format_of, resolve_model
 from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
-from .models.loading import load_for_inference, move_in, save_merged, save_tokenizer, storage_format
-from .models.model_card import EXAMPLE, GGUF_FILE, Card, lineage_of, model_card
+from .models.loading import load_for_inference, publish, save_merged, save_tokenizer, storage_format
+from .models.model_card import EXAMPLE, GGUF_FILE, ModelCard, lineage_of, model_card
 from .policies.torch_scorer import TorchScorer
-from .prompt_builder import ANSWERS, DEFAULT_FORM, PromptForm, ask
+from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask
 from .records import Observation, dataset_files, observation_of, read_rows
 from .system.console import say
 from .system.errors import ConfigError, DataError, ModelError, UnreliableError
-from .system.files import claim_output, disk_errors, write_json, write_manifest, write_text
+from .system.files import claim_output, disk_errors, temporary_name, write_json, write_manifest, write_text
 from .system.settings import parse_config
 
 COIN_MARGIN = 0.005
@@ -79,48 +79,47 @@ def export(config: ExportConfig) -> Path:
     :class:`UnreliableError` where the export decides otherwise than the model. All that can be refused is refused
     before the output folder is touched.
     """
-    source = resolve_model(config.model)
-    folder = Path(config.output)
+    source = resolve_model(config.model_path)
+    folder = Path(config.output_dir)
     if folder.resolve() == Path(source).resolve():
-        raise ConfigError([f"output: {folder} is also the model; give the export another folder"])
-    taught = prompt_form_of(source)
-    form = taught or DEFAULT_FORM
+        raise ConfigError([f"output_dir: {folder} is also model_path; give the export another folder"])
+    taught = prompt_format_of(source)
+    prompt_format = taught or DEFAULT_FORMAT
     adapter = adapter_of(source) if config.format == "adapter" else None
     states, origin = _states(config)
-    conversations = [ask(state, form) for state in states]
+    conversations = [ask(state, prompt_format) for state in states]
     model, tokenizer = load_for_inference(source, "cpu")
     vocabulary = _vocabulary(model, tokenizer, source) if config.format == "gguf" else None
-    say(f"export: asking {config.model} for its decisions on {len(states)} states ({origin})")
+    say(f"export: asking {config.model_path} for its decisions on {len(states)} states ({origin})")
     before = _probabilities(model, tokenizer, conversations)
     if not all(map(math.isfinite, before)):
         raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
     claim_output(folder, config.to_dict(), if_finished=config.if_finished)
-    part = folder / "export.part"
-    shutil.rmtree(part, ignore_errors=True)
+    staging = temporary_name(folder / "export")
     try:
         with disk_errors(folder):
-            weights = _write(model, tokenizer, part, adapter, vocabulary, taught, name=folder.name)
+            weights = _write(model, tokenizer, staging, adapter, vocabulary, taught, name=folder.name)
         size = f"{model.config.model_type}, {model.num_parameters():,} parameters"
         del model  # a large one leaves no room for the second
-        gate = {**asdict(_check(config, part, tokenizer, conversations, before)), "states_from": origin}
-        write_json(part / EXAMPLE, _example(conversations[0], before[0]))
-        card = Card(
+        gate = {**asdict(_check(config, staging, tokenizer, conversations, before)), "states_from": origin}
+        write_json(staging / EXAMPLE, _example(conversations[0], before[0]))
+        card = ModelCard(
             name=folder.name,
             format=config.format,
-            model=config.model,
+            model=config.model_path,
             size=size,
             weights=weights,
             base=None if adapter is None else base_of(adapter),
             lineage=lineage_of(source),
-            form=form,
-            form_known=taught is not None,
+            prompt_format=prompt_format,
+            format_known=taught is not None,
             gate=gate,
         )
-        write_text(part / "README.md", model_card(card))
+        write_text(staging / "README.md", model_card(card))
         with disk_errors(folder):
-            move_in(part, folder)
+            publish(staging, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     write_manifest(folder, config.STAGE, config.to_dict(), weights=weights, gate=gate)
     return folder
 
@@ -149,7 +148,7 @@ def adapter_of(source: str) -> str:
 
 def _states(config: ExportConfig) -> tuple[list[Observation], str]:
     """The states on which the two are compared, and where they come from; raises :class:`DataError`."""
-    path = config.states
+    path = config.dataset_path
     if path == "auto":
         path = _DATASET if Path(_DATASET).is_dir() else "random"
     if path == "random":
@@ -157,11 +156,11 @@ def _states(config: ExportConfig) -> tuple[list[Observation], str]:
 
         from .models.random_states import draw_states
 
-        return draw_states(np.random.default_rng(config.seed), config.rows), f"random, seed {config.seed}"
+        return draw_states(np.random.default_rng(config.seed), config.validation_rows), f"random, seed {config.seed}"
     states = [observation_of(row) for file in dataset_files(path) for row in read_rows(file)]
     if not states:
-        raise DataError(f"{path}: holds no rows; generate more with `grpo generate`, or give --states random")
-    return Random(config.seed).sample(states, min(config.rows, len(states))), path
+        raise DataError(f"{path}: holds no rows; generate more with `grpo generate`, or give --dataset-path random")
+    return Random(config.seed).sample(states, min(config.validation_rows, len(states))), path
 
 
 # Writing
@@ -175,36 +174,36 @@ def _vocabulary(model: Any, tokenizer: Any, source: str) -> Vocabulary:
 def _write(
     model: Any,
     tokenizer: Any,
-    part: Path,
+    staging: Path,
     adapter: str | None,
     vocabulary: Vocabulary | None,
-    form: PromptForm | None,
+    prompt_format: PromptFormat | None,
     *,
     name: str,
 ) -> str:
-    """Write the export into ``part``; returns how its numbers are stored."""
+    """Write the export into ``staging``; returns how its numbers are stored."""
     if adapter is not None:
-        part.mkdir()
+        staging.mkdir()
         for file in Path(adapter).glob("adapter_*"):
-            shutil.copyfile(file, part / file.name)
-        save_tokenizer(tokenizer, part, form)
+            shutil.copyfile(file, staging / file.name)
+        save_tokenizer(tokenizer, staging, prompt_format)
         return "as trained"
     model.to(storage_format(model))
     if vocabulary is None:
-        save_merged(model, tokenizer, part, form=form)
+        save_merged(model, tokenizer, staging, prompt_format=prompt_format)
     else:
-        part.mkdir()
-        save_tokenizer(tokenizer, part, form)
-        write_gguf(model, vocabulary, part / GGUF_FILE, name=name, form=form or DEFAULT_FORM)
+        staging.mkdir()
+        save_tokenizer(tokenizer, staging, prompt_format)
+        write_gguf(model, vocabulary, staging / GGUF_FILE, name=name, prompt_format=prompt_format or DEFAULT_FORMAT)
     return str(model.dtype).removeprefix("torch.")
 
 
-def _example(conversation: Conversation, extend: float) -> dict[str, Any]:
+def _example(conversation: Conversation, p_extend: float) -> dict[str, Any]:
     """One state as the model is asked about it, and its answer: what a user can compare a first call with."""
     return {
         "messages": conversation,
-        "answer": ANSWERS["yes" if extend >= 0.5 else "no"],
-        "probability_of_yes": round(extend, 4),
+        "answer": ANSWERS["yes" if p_extend >= 0.5 else "no"],
+        "probability_of_yes": round(p_extend, 4),
     }
 
 
@@ -212,10 +211,10 @@ def _example(conversation: Conversation, extend: float) -> dict[str, Any]:
 
 
 def _check(
-    config: ExportConfig, part: Path, tokenizer: Any, conversations: Sequence[Conversation], before: Sequence[float]
+    config: ExportConfig, staging: Path, tokenizer: Any, conversations: Sequence[Conversation], before: Sequence[float]
 ) -> Comparison:
-    """Compare the export in ``part`` with the model's probabilities; raises :class:`UnreliableError`."""
-    exported, its_tokenizer = _load(part, config.format)
+    """Compare the export in ``staging`` with the model's probabilities; raises :class:`UnreliableError`."""
+    exported, its_tokenizer = _load(staging, config.format)
     found = compare(
         before,
         _probabilities(exported, its_tokenizer, conversations),
@@ -229,18 +228,18 @@ def _check(
         say(f"export: {found.prompts_read_differently} of the prompts are split into other tokens by the export")
     if found.differing > config.max_differing:
         raise UnreliableError(
-            f"{config.output}: the exported model decides otherwise than {config.model} on {found.differing} of "
-            f"{found.states} states, max_differing is {config.max_differing}; nothing was exported: give another "
-            "format, or export the model again"
+            f"{config.output_dir}: the exported model decides otherwise than {config.model_path} on "
+            f"{found.differing} of {found.states} states, max_differing is {config.max_differing}; nothing was "
+            "exported: give another format, or export the model again"
         )
     return found
 
 
-def _load(part: Path, form: str) -> tuple[Any, Any]:
+def _load(staging: Path, fmt: str) -> tuple[Any, Any]:
     """The written export as its user loads it: with transformers, with PEFT on its base, or from the GGUF file."""
-    if form != "gguf":
-        return load_for_inference(str(part), "cpu")
-    return load_gguf(part / GGUF_FILE), FileTokenizer(part / GGUF_FILE)
+    if fmt != "gguf":
+        return load_for_inference(str(staging), "cpu")
+    return load_gguf(staging / GGUF_FILE), FileTokenizer(staging / GGUF_FILE)
 
 
 def _probabilities(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -> list[float]:
@@ -250,9 +249,9 @@ def _probabilities(model: Any, tokenizer: Any, conversations: Sequence[Conversat
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     scorer = TorchScorer(model, tokenizer)
     batches = [conversations[start : start + _BATCH] for start in range(0, len(conversations), _BATCH)]
-    chances = [chance for batch in batches for chance in scorer(batch)]
+    p_extend = [p for batch in batches for p in scorer(batch)]
     model.to("cpu")
-    return chances
+    return p_extend
 
 
 def _read_differently(tokenizer: Any, other: Any, conversations: Sequence[Conversation]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import GRPOConfig
-from .labels.run import Part, Task, check_failure_rate, label_run, replay_run, salvage_run
+from .labels.run import LabelledRun, LabelRun, check_failure_rate, label_run, replay_run, salvage_run
 from .policies.language_model import light_policy
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.console import progress_bar
@@ -28,7 +28,7 @@ from .system.settings import parse_config
 from .system.workers import run_isolated, usable_workers
 
 DATASET = "grpo_dataset.json"
-NOT_OF_THE_ROWS = (
+FREE_ON_RESUME = (
     "max_workers", "executor", "ray_address", "branch_timeout_seconds", "max_failure_rate", "max_mismatches"
 )  # fmt: skip
 """Settings that may differ between a run and its continuation: the rows are the same for all of them."""
@@ -41,59 +41,59 @@ def generate(config: GRPOConfig) -> int:
     light_policy(config.behaviour_policy, seed=0)
     names = unique_names(find_scenarios(config.scenarios))
     output = Path(config.output_dir)
-    every_task = [
-        Task(name, path, seed, output) for name, path in names.items() for seed in dict.fromkeys(config.seeds)
+    every_run = [
+        LabelRun(name, path, seed, output) for name, path in names.items() for seed in dict.fromkeys(config.seeds)
     ]
     shard, shards = map(int, config.shard.split("/"))
-    tasks = every_task[shard - 1 :: shards]
-    if not tasks:
-        raise DataError(f"shard {config.shard}: there are only {len(every_task)} runs (scenarios x seeds) to share out")
+    runs = every_run[shard - 1 :: shards]
+    if not runs:
+        raise DataError(f"shard {config.shard}: there are only {len(every_run)} runs (scenarios x seeds) to share out")
     if (output / MANIFEST).exists():
-        _remove_parts(every_task)  # of a run that was killed just after it wrote its manifest
-    claim_output(output, config.to_dict(), if_finished=config.if_finished, ignore=NOT_OF_THE_ROWS)
-    _label(config, tasks)
-    _replay(config, tasks)
-    return _join(config, tasks, every_task)
+        _remove_parts(every_run)  # of a run that was killed just after it wrote its manifest
+    claim_output(output, config.to_dict(), if_finished=config.if_finished, ignore=FREE_ON_RESUME)
+    _label(config, runs)
+    _replay(config, runs)
+    return _join(config, runs, every_run)
 
 
-def _label(config: GRPOConfig, tasks: Sequence[Task]) -> None:
+def _label(config: GRPOConfig, runs: Sequence[LabelRun]) -> None:
     """First pass: every task gets its part."""
-    missing = [task for task in tasks if not task.part.exists()]
+    missing = [run for run in runs if not run.result_path.exists()]
     cores = usable_workers(config.max_workers) if config.executor == "local" else 1
     slots = max(1, cores // max(1, len(missing)))
     labels = failures = 0
-    with progress_bar("simulating both actions", total=len(tasks), done=len(tasks) - len(missing)) as advance:
-        for task, result, cause in _attempts(config, label_run, missing, slots):
+    with progress_bar("simulating both actions", total=len(runs), done=len(runs) - len(missing)) as advance:
+        for run, result, cause in _attempts(config, label_run, missing, slots):
             if cause is not None:
-                salvage_run(config, task, cause)
-                advance(f"{task.name} seed {task.seed}: ended early ({cause})")
+                salvage_run(config, run, cause)
+                advance(f"{run.name} seed {run.seed}: ended early ({cause})")
                 continue
             rows, failed = result
             labels, failures = labels + rows, failures + failed
             check_failure_rate(failures, labels, config)
-            advance(f"{task.name} seed {task.seed}: {rows} rows" + (f", {failed} failed" if failed else ""))
+            advance(f"{run.name} seed {run.seed}: {rows} rows" + (f", {failed} failed" if failed else ""))
 
 
-def _replay(config: GRPOConfig, tasks: Sequence[Task]) -> None:
+def _replay(config: GRPOConfig, runs: Sequence[LabelRun]) -> None:
     """Second pass: what failed is tried once more elsewhere, and a sample is verified."""
-    open_tasks, mismatches = [], []
-    for task in tasks:
-        part = Part.read(task)
-        mismatches += part.mismatches
-        if not part.replayed:
-            open_tasks.append(task)
-    with progress_bar("verifying", total=len(open_tasks)) as advance:
-        for task, part, cause in _attempts(config, replay_run, open_tasks):
+    open_runs, mismatches = [], []
+    for run in runs:
+        labelled = LabelledRun.read(run)
+        mismatches += labelled.mismatches
+        if not labelled.replayed:
+            open_runs.append(run)
+    with progress_bar("verifying", total=len(open_runs)) as advance:
+        for run, labelled, cause in _attempts(config, replay_run, open_runs):
             if cause is not None:
-                part = Part.read(task)
-                part.failed = {name: f"{before}; again: {cause}" for name, before in part.failed.items()}
-                part.replayed = True
-                part.write(task)
-            for line in part.mismatches:
+                labelled = LabelledRun.read(run)
+                labelled.failed = {name: f"{before}; again: {cause}" for name, before in labelled.failed.items()}
+                labelled.replayed = True
+                labelled.write(run)
+            for line in labelled.mismatches:
                 print(f"warning: verification: {line}", file=sys.stderr)
-            mismatches += part.mismatches
+            mismatches += labelled.mismatches
             _check_mismatches(mismatches, config)
-            advance(f"{task.name} seed {task.seed}: " + (cause or f"{part.verified} rows verified"))
+            advance(f"{run.name} seed {run.seed}: " + (cause or f"{labelled.verified} rows verified"))
     _check_mismatches(mismatches, config)
 
 
@@ -106,16 +106,16 @@ def _check_mismatches(mismatches: list[str], config: GRPOConfig) -> None:
 
 
 def _attempts(
-    config: GRPOConfig, function: Callable[..., Any], tasks: Sequence[Task], *arguments: Any
-) -> Iterator[tuple[Task, Any, str | None]]:
+    config: GRPOConfig, function: Callable[..., Any], runs: Sequence[LabelRun], *arguments: Any
+) -> Iterator[tuple[LabelRun, Any, str | None]]:
     """Call ``function(config, task, *arguments)`` for each task in a fresh process; one that dies is tried again.
 
     Yields (task, value, cause of the last death or ``None``). Raises the errors that a user can mend.
     """
-    left = list(tasks)
+    left = list(runs)
     for attempt in range(_ATTEMPTS):
         died = []
-        calls = [(config, task, *arguments) for task in left]
+        calls = [(config, run, *arguments) for run in left]
         with closing(_processes(config, function, calls)) as results:
             for index, value, error in results:
                 if isinstance(error, GrpoError) and not isinstance(error, SimulatorCrash):
@@ -154,44 +154,46 @@ def _cause(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _join(config: GRPOConfig, tasks: Sequence[Task], every_task: Sequence[Task]) -> int:
+def _join(config: GRPOConfig, runs: Sequence[LabelRun], every_run: Sequence[LabelRun]) -> int:
     """Write the datasets and the manifest, and remove what they were made from."""
     output = Path(config.output_dir)
-    parts: dict[Task, Part] = {}
+    parts: dict[LabelRun, LabelledRun] = {}
 
     def rows_of(name: str) -> Iterator[list[dict[str, Any]]]:
-        for task in tasks:
-            if task.name == name:
-                part = Part.read(task)
-                yield part.rows
-                parts[task] = part.summary()
+        for run in runs:
+            if run.name == name:
+                labelled = LabelledRun.read(run)
+                yield labelled.rows
+                parts[run] = labelled.summary()
 
     counts: dict[str, dict[str, int]] = {}
-    for name in dict.fromkeys(task.name for task in tasks):
+    for name in dict.fromkeys(run.name for run in runs):
         write_json_list(output / name / DATASET, rows_of(name))
-        of_runs = [part.counts for task, part in parts.items() if task.name == name]
+        of_runs = [labelled.counts for run, labelled in parts.items() if run.name == name]
         counts[name] = {key: sum(count[key] for count in of_runs) for key in of_runs[0]}
     total = sum(count["rows"] for count in counts.values())
-    cut_short = {task: part for task, part in parts.items() if part.ended_early}
-    if total == 0 and len(cut_short) == len(tasks):
+    cut_short = {run: labelled for run, labelled in parts.items() if labelled.ended_early}
+    if total == 0 and len(cut_short) == len(runs):
         raise DataError(f"every run failed; the first: {next(iter(cut_short.values())).ended_early}")
-    if total == 0 and len(tasks) == len(every_task):
+    if total == 0 and len(runs) == len(every_run):
         raise DataError(f"{output}: no decision point was sampled; raise sample_fraction or the scenarios' duration")
     lost = sum(count["without_outcomes"] for count in counts.values())
     results = {
         "rows": total,
-        "tasks": [[task.name, task.seed] for task in every_task],
+        "tasks": [[run.name, run.seed] for run in every_run],
         "scenarios": counts,
         "failures": [
-            {"scenario": task.name, "seed": task.seed, "error": part.ended_early, "rows": part.counts["rows"]}
-            for task, part in cut_short.items()
+            {"scenario": run.name, "seed": run.seed, "error": labelled.ended_early, "rows": labelled.counts["rows"]}
+            for run, labelled in cut_short.items()
         ],
-        "quarantined": [{"row": row, "cause": cause} for part in parts.values() for row, cause in part.failed.items()],
-        "retried": sum(part.retried for part in parts.values()),
-        "verified": sum(part.verified for part in parts.values()),
-        "mismatches": [line for part in parts.values() for line in part.mismatches],
+        "quarantined": [
+            {"row": row, "cause": cause} for labelled in parts.values() for row, cause in labelled.failed.items()
+        ],
+        "retried": sum(labelled.retried for labelled in parts.values()),
+        "verified": sum(labelled.verified for labelled in parts.values()),
+        "mismatches": [line for labelled in parts.values() for line in labelled.mismatches],
     }
-    warnings = ((len(cut_short), f"of {len(tasks)} runs ended early"), (lost, f"of {total} rows have no outcomes"))
+    warnings = ((len(cut_short), f"of {len(runs)} runs ended early"), (lost, f"of {total} rows have no outcomes"))
     for count, what in warnings:
         if count:
             print(f"warning: {count} {what}; {output / MANIFEST} tells where", file=sys.stderr)
@@ -199,13 +201,13 @@ def _join(config: GRPOConfig, tasks: Sequence[Task], every_task: Sequence[Task])
         for name in counts:
             shutil.rmtree(output / name / "states", ignore_errors=True)
     write_manifest(output, config.STAGE, config.to_dict(), **results)
-    _remove_parts(tasks)
+    _remove_parts(runs)
     return total
 
 
-def _remove_parts(tasks: Sequence[Task]) -> None:
-    for task in tasks:
-        for path in (task.part, task.journal):  # a kill between a part and the end of its journal leaves both
+def _remove_parts(runs: Sequence[LabelRun]) -> None:
+    for run in runs:
+        for path in (run.result_path, run.journal):  # a kill between a part and the end of its journal leaves both
             path.unlink(missing_ok=True)
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from .config import GRPOConfig, MergeConfig
-from .generate import DATASET, NOT_OF_THE_ROWS, print_result
+from .generate import DATASET, FREE_ON_RESUME, print_result
 from .labels.run import state_file
 from .records import rows_from_json
 from .system.errors import ConfigError, DataError
 from .system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
 from .system.settings import parse_config
 
-_MAY_DIFFER = {*NOT_OF_THE_ROWS, "shard", "output_dir", "if_finished"}
+_FREE_BETWEEN_SHARDS = {*FREE_ON_RESUME, "shard", "output_dir", "if_finished"}
 _SAME_VERSIONS = ("eclipse-sumo", "libsumo")
 _SUMMED = ("retried", "verified")
 _JOINED = ("failures", "quarantined", "mismatches")
@@ -40,13 +40,13 @@ class Shard:
     manifest: dict[str, Any]
 
     @property
-    def tasks(self) -> list[tuple[str, int]]:
+    def runs(self) -> list[tuple[str, int]]:
         """(scenario, seed) of this shard's share of the runs, in order."""
         return [(name, seed) for name, seed in self.manifest["tasks"][self.number - 1 :: self.count]]
 
     def seeds(self, name: str) -> list[int]:
         """Seeds of one scenario that are this shard's, in order."""
-        return [seed for scenario, seed in self.tasks if scenario == name]
+        return [seed for scenario, seed in self.runs if scenario == name]
 
 
 def merge(config: MergeConfig) -> int:
@@ -93,7 +93,7 @@ def _read_shard(folder: Path) -> Shard:
             raise DataError(f"{folder}: is no shard; make one with `grpo generate --shard I/N`")
         number, count = map(int, manifest["settings"]["shard"].split("/"))
         shard = Shard(folder, number, count, manifest)
-        if set(manifest["scenarios"]) != {name for name, _ in shard.tasks}:
+        if set(manifest["scenarios"]) != {name for name, _ in shard.runs}:
             raise DataError(f"{path}: lists other scenarios than those of its runs; generate the shard again")
     except FileNotFoundError:
         raise DataError(
@@ -118,7 +118,7 @@ def _check_together(shards: Sequence[Shard]) -> None:
             raise DataError(f"{given[shard.number]} and {shard.folder}: are both shard {shard.number}; give it once")
         given[shard.number] = shard.folder
         ours, theirs = ({**one.manifest["settings"], **_versions(one)} for one in (first, shard))
-        for key in sorted((ours.keys() | theirs.keys()) - _MAY_DIFFER):
+        for key in sorted((ours.keys() | theirs.keys()) - _FREE_BETWEEN_SHARDS):
             if ours.get(key) != theirs.get(key):
                 raise DataError(
                     f"{both}: were made with {key} {ours.get(key)} and {theirs.get(key)}; "
@@ -197,7 +197,7 @@ def _results(manifests: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[
         for name, count in manifest["scenarios"].items():
             counts[name].update(count)
     return {
-        "generated_with": {key: value for key, value in settings.items() if key not in _MAY_DIFFER},
+        "generated_with": {key: value for key, value in settings.items() if key not in _FREE_BETWEEN_SHARDS},
         "rows": sum(count["rows"] for count in counts.values()),
         "tasks": manifests[0]["tasks"],
         "scenarios": counts,

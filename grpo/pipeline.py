@@ -73,20 +73,19 @@ def run_pipeline(configs: Path) -> None:
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes; the result is in {_output(last)}", file=sys.stderr)
     if isinstance(last, EvaluationConfig):
         print(
-            f"The chart: {last.output}/evaluation.png; all figures: {last.output}/evaluation.json\n\n"
+            f"The chart: {last.output_dir}/evaluation.png; all figures: {last.output_dir}/evaluation.json\n\n"
             "Next:\n"
             "  grpo check YOUR.sumocfg                                   what would be controlled in your network\n"
-            "  grpo evaluate --scenario YOUR.sumocfg --policy fixed_time actuated pretrained --output results/mine\n"
+            "  grpo evaluate YOUR.sumocfg --policy fixed_time actuated pretrained --output-dir results/mine\n"
             "                                                            the shipped model on your network\n"
-            "  grpo generate --scenarios YOUR.sumocfg --output-dir data/mine  data of your own network\n"
+            "  grpo generate YOUR.sumocfg --output-dir data/mine         data of your own network\n"
             "  python grpo/training.py --config config/grpo_config.yaml  GRPO with the settings for larger models\n",
             file=sys.stderr,
         )
 
 
 def _output(config: StageConfig) -> Path:
-    values = config.to_dict()
-    return Path(values.get("output_dir") or values.get("output") or Path(values["output_path"]).parent)
+    return Path(config.to_dict()["output_dir"])
 
 
 def _finished(config: StageConfig) -> bool:

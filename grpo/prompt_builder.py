@@ -93,7 +93,7 @@ _INSTRUCTION: dict[Language, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PromptForm:
+class PromptFormat:
     """How a state is put to a model: the language of the instruction, and the numbers given of each phase.
 
     A model is taught one form and is asked in no other.
@@ -114,15 +114,17 @@ class PromptForm:
         return problems
 
 
-DEFAULT_FORM = PromptForm()
+DEFAULT_FORMAT = PromptFormat()
 
 
 @cache
-def system_prompt(form: PromptForm = DEFAULT_FORM) -> str:
+def system_prompt(prompt_format: PromptFormat = DEFAULT_FORMAT) -> str:
     """The instruction before the input JSON. The one copy of it in the project."""
-    colon, between = (": ", "; ") if form.language == "en" else (":", ";")
-    meanings = between.join(f"{name}{colon}{PHASE_FIELDS[name][form.language]}" for name in form.fields)
-    return _INSTRUCTION[form.language].replace("FIELDS", meanings)
+    colon, between = (": ", "; ") if prompt_format.language == "en" else (":", ";")
+    meanings = between.join(
+        f"{name}{colon}{PHASE_FIELDS[name][prompt_format.language]}" for name in prompt_format.fields
+    )
+    return _INSTRUCTION[prompt_format.language].replace("FIELDS", meanings)
 
 
 ANY_LIGHT = "J0"
@@ -144,17 +146,18 @@ def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELD
     """
     state = {
         "current_phase_id": observation.current_phase_id,
-        "green_elapsed": observation.green_elapsed,
+        "green_elapsed": observation.current_green_elapsed,
         "min_green": observation.min_green,
         "max_green": observation.max_green,
         "transition_seconds": observation.transition_seconds,
         "phase_metrics_by_id": {
-            phase: {name: getattr(metrics, name) for name in fields} for phase, metrics in observation.phases.items()
+            phase: {name: getattr(metrics, name) for name in fields}
+            for phase, metrics in observation.phase_metrics.items()
         },
     }
     document = {
         "crossing_id": ANY_LIGHT,
-        "as_of": int(observation.time) % _CLOCK_S,
+        "as_of": int(observation.simulation_time) % _CLOCK_S,
         "phase_order": observation.phase_order,
         "extend_seconds": observation.extend_seconds,
         "state": state,
@@ -162,17 +165,17 @@ def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELD
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def build_messages(prompt: str, form: PromptForm = DEFAULT_FORM) -> list[dict[str, str]]:
-    """The conversation that a model is given for one input JSON, which must hold the numbers of ``form``."""
-    return [{"role": "user", "content": system_prompt(form) + prompt}]
+def build_messages(prompt: str, prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict[str, str]]:
+    """The conversation that a model is given for one input JSON, which must hold the numbers of ``prompt_format``."""
+    return [{"role": "user", "content": system_prompt(prompt_format) + prompt}]
 
 
-def ask(observation: Observation, form: PromptForm = DEFAULT_FORM) -> list[dict[str, str]]:
+def ask(observation: Observation, prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict[str, str]]:
     """The conversation that a model is given for one observation."""
-    return build_messages(build_prompt(observation, form.fields), form)
+    return build_messages(build_prompt(observation, prompt_format.fields), prompt_format)
 
 
-def form_of(content: str) -> PromptForm | None:
+def format_of(content: str) -> PromptFormat | None:
     """The form of a message that :func:`ask` made; ``None`` for any other text."""
     try:
         metrics = json.loads(content.rsplit("\n", 1)[-1])["state"]["phase_metrics_by_id"]
@@ -180,9 +183,9 @@ def form_of(content: str) -> PromptForm | None:
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None
     for language in _INSTRUCTION:
-        form = PromptForm(language, fields)
-        if not form.problems() and content.startswith(system_prompt(form)):
-            return form
+        prompt_format = PromptFormat(language, fields)
+        if not prompt_format.problems() and content.startswith(system_prompt(prompt_format)):
+            return prompt_format
     return None
 
 

@@ -62,20 +62,20 @@ class PhaseMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One light at one decision point; ``phases`` in cycle order starting with the current phase."""
+    """One light at one decision point; ``phase_metrics`` in cycle order starting with the current phase."""
 
     junction_id: str
-    time: float
+    simulation_time: float
     phase_order: tuple[str, ...]
     """Ids of the green phases in the order of the program's cycle."""
     current_phase_id: str
-    green_elapsed: int
+    current_green_elapsed: int
     min_green: int
     max_green: int
     extend_seconds: int
     transition_seconds: int
     """Yellow and all-red between the current green and the next."""
-    phases: dict[str, PhaseMetrics]
+    phase_metrics: dict[str, PhaseMetrics]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,20 +187,13 @@ def best_of(advantage: float) -> Action:
     return "yes" if advantage >= 0 else "no"
 
 
+OBSERVED = tuple(field.name for field in fields(Observation))
+"""Fields that a row has from the observation that it was made from, under the same names."""
+
+
 def observation_of(entry: GRPODataEntry) -> Observation:
     """The observation that a row was made from: what a policy saw at that instant."""
-    return Observation(
-        junction_id=entry.junction_id,
-        time=entry.simulation_time,
-        phase_order=entry.phase_order,
-        current_phase_id=entry.current_phase_id,
-        green_elapsed=entry.current_green_elapsed,
-        min_green=entry.min_green,
-        max_green=entry.max_green,
-        extend_seconds=entry.extend_seconds,
-        transition_seconds=entry.transition_seconds,
-        phases=entry.phase_metrics,
-    )
+    return Observation(**{name: getattr(entry, name) for name in OBSERVED})
 
 
 def row_to_json(entry: GRPODataEntry) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from .system.files import claim_output, write_manifest, write_text
 from .system.settings import parse_config
 
 SPLITS = ("train", "validation", "test")
-SCHEDULE = (
+KINDS_IN_ORDER = (
     "cross", "cross_protected", "pair", "tee", "grid", "one_way", "corridor", "cross", "star", "pair",
     "cross_protected", "tee", "grid", "cross", "one_way", "pair", "corridor", "cross_protected", "grid", "star",
 )  # fmt: skip
 """The kinds of a split's scenarios, over and over: three in five have one light."""
-LOADS = ((0.0, 0.08), (0.05, 0.25), (0.25, 0.5), (0.55, 0.8), (0.8, 1.05), (1.0, 1.35))
+LOAD_QUANTILES = ((0.0, 0.08), (0.05, 0.25), (0.25, 0.5), (0.55, 0.8), (0.8, 1.05), (1.0, 1.35))
 """Quantiles of the worst degree of saturation under a scenario's own program: from night to beyond capacity."""
 
 _SUMOCFG = """<?xml version="1.0" encoding="UTF-8"?>
@@ -47,10 +47,10 @@ def generate_suite(config: ScenarioSuiteConfig) -> None:
     """
     folder = Path(config.output_dir)
     claim_output(folder, config.to_dict(), if_finished=config.if_finished)
-    places = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    entries = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     scenarios = []
-    with progress_bar("scenarios", total=len(places)) as finished:
-        for split, index in places:
+    with progress_bar("scenarios", total=len(entries)) as finished:
+        for split, index in entries:
             scenarios.append(_write_scenario(folder, split, index, config))
             finished(scenarios[-1]["name"])
     write_manifest(folder, ScenarioSuiteConfig.STAGE, config.to_dict(), scenarios=scenarios)
@@ -65,10 +65,10 @@ def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteC
 
     stream = (SPLITS.index(split), index)
     rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream))
-    kind = SCHEDULE[index % len(SCHEDULE)]
+    kind = KINDS_IN_ORDER[index % len(KINDS_IN_ORDER)]
     # Steps of the golden ratio spread the loads evenly over a split of any size; the start is the split's own.
     start = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream[:1])).random()
-    shares, loads = zip(*LOADS, strict=True)
+    shares, loads = zip(*LOAD_QUANTILES, strict=True)
     load = float(np.interp((start + 0.618034 * index) % 1, shares, loads))
     scenario = make_scenario(kind, load=load, duration_s=config.duration_seconds, rng=rng)
     name = f"{split}_{index:02d}_{kind}"

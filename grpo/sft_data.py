@@ -1,7 +1,7 @@
 """Stage ``grpo sft-data``: dataset rows become labelled conversations for SFT.
 
 Not a simulator and not a trainer: it reads what ``grpo generate`` recorded and writes one JSON file.
-Run: ``grpo sft-data --dataset-path data/grpo_datasets --output-path data/sft_datasets/sft_dataset.json``
+Run: ``grpo sft-data --dataset-path data/grpo_datasets --output-dir data/sft_datasets``
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 from grpo.config import SFTDataConfig
 from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_rows
-from grpo.system.errors import DataError, OutputError
-from grpo.system.files import MANIFEST, RUN, claim_output, write_json, write_manifest
+from grpo.system.errors import DataError
+from grpo.system.files import claim_output, write_json, write_manifest
 from grpo.system.settings import parse_config
+
+SFT_DATASET = "sft_dataset.json"
 
 
 def make_sft_data(config: SFTDataConfig) -> Path:
@@ -26,8 +28,8 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     Each is ``{"id", "scenario", "split", "prompt", "completion", "label", "best_action", "advantage"}``: prompt and
     completion are message lists, ``label`` is the action that the completion teaches, ``advantage`` (in the units of
     the dataset's cost) is positive where extending is better. Of the training rows those whose actions differ by less
-    than ``full_advantage`` are drawn with the probability of that share: a label from one random future is right about
-    the mean advantage, not about its sign, so rows must count by what they are worth.
+    than ``keep_all_above_advantage`` are drawn with the probability of that share: a label from one random future is
+    right about the mean advantage, not about its sign, so rows must count by what they are worth.
 
     Raises :class:`DataError` where no row can be used and :class:`OutputError` where the file cannot be written or is
     finished already.
@@ -38,7 +40,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
         raise DataError(f"{config.dataset_path}: none of {len(rows)} rows has outcomes; run `grpo generate` again")
     random = Random(config.seed)
     # The draws are made for every row, so that the held-out rows do not depend on them.
-    drawn = [random.random() * config.full_advantage <= abs(row.advantage or 0.0) for row in known]
+    drawn = [random.random() * config.keep_all_above_advantage <= abs(row.advantage or 0.0) for row in known]
     chosen = [
         (row, split)
         for row, split, kept in zip(known, _split(known, config), drawn, strict=True)
@@ -47,7 +49,8 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     used, splits = [row for row, _ in chosen], [split for _, split in chosen]
     if "train" not in splits:
         raise DataError(
-            f"{config.dataset_path}: no row differs by enough for full_advantage = {config.full_advantage:g}; lower it"
+            f"{config.dataset_path}: no row differs by enough for keep_all_above_advantage = "
+            f"{config.keep_all_above_advantage:g}; lower it"
         )
     labels = _labels(used, config)
     examples = [
@@ -55,7 +58,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
             "id": row.id,
             "scenario": row.scenario,
             "split": split,
-            "prompt": ask(observation_of(row), config.prompt_form),
+            "prompt": ask(observation_of(row), config.prompt_format),
             "completion": [{"role": "assistant", "content": ANSWERS[label]}],
             "label": label,
             "best_action": row.best_action,
@@ -72,11 +75,12 @@ def make_sft_data(config: SFTDataConfig) -> Path:
             for split in ("train", "validation")
         },
     }
-    path = Path(config.output_path)
-    _claim(path, config)
+    folder = Path(config.output_dir)
+    claim_output(folder, config.to_dict(), if_finished=config.if_finished, reads=[config.dataset_path])
+    path = folder / SFT_DATASET
     write_json(path, examples)
-    write_manifest(path.parent, config.STAGE, config.to_dict(), **counts)
-    _show(path, counts)
+    write_manifest(folder, config.STAGE, config.to_dict(), **counts)
+    _log_report(path, counts)
     return path
 
 
@@ -108,20 +112,7 @@ def _split(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[str]:
     return ["validation" if out else "train" for out in held_out]
 
 
-def _claim(path: Path, config: SFTDataConfig) -> None:
-    """Claim the file's folder, which has to be its own: it may be renamed as a whole."""
-    own = {path.name, f"{path.name}.part", MANIFEST, RUN}
-    others = (
-        sorted(entry.name for entry in path.parent.iterdir() if entry.name not in own) if path.parent.is_dir() else []
-    )
-    if others:
-        raise OutputError(
-            f"{path.parent}: holds other files ({', '.join(others[:3])}); give output_path a folder of its own"
-        )
-    claim_output(path.parent, config.to_dict(), if_finished=config.if_finished)
-
-
-def _show(path: Path, counts: dict[str, Any]) -> None:
+def _log_report(path: Path, counts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -130,9 +121,7 @@ def _show(path: Path, counts: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "split" else "right")
     for split, labels in counts["splits"].items():
         table.add_row(split, str(sum(labels.values())), str(labels.get("yes", 0)), str(labels.get("no", 0)))
-    left_out = (
-        f"left out: {counts['without_outcomes']} without outcomes, {counts['not_drawn']} not drawn (full_advantage)"
-    )
+    left_out = f"left out: {counts['without_outcomes']} without outcomes, {counts['not_drawn']} not drawn"
     console = Console(stderr=True)
     console.print(table)
     console.print(left_out)

@@ -7,7 +7,6 @@ Run: ``grpo sft --config config/sft_config.yaml`` or ``python grpo/sft_training.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,20 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 from grpo.config import SFTTrainingConfig
 from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
-from grpo.learning.distributed import by_main, leave, together
-from grpo.models.folder import resolve_model
-from grpo.prompt_builder import PromptForm, form_of, parse_answer, system_prompt
+from grpo.learning.distributed import broadcast_from_main, destroy_process_group, errors_on_all_ranks
+from grpo.models.folder import model_files, resolve_model
+from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_prompt
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, DataError, ModelError
-from grpo.system.files import claim_output, write_json, write_manifest
-from grpo.system.ranks import is_main, layout
+from grpo.system.files import claim_output, digest, write_json, write_manifest
+from grpo.system.ranks import is_main_process, process_layout
 from grpo.system.settings import parse_config
 
 if TYPE_CHECKING:
     from grpo.models.loading import LoadedModel
 
 _FIELDS = ("id", "split", "prompt", "completion", "best_action", "advantage")
-_NOT_OF_THE_WEIGHTS = ("report_to", "resume_from_checkpoint", "format_floor", "evaluation_rows", "max_new_tokens")
+FREE_ON_RESUME = ("report_to", "resume_from_checkpoint", "min_valid_format_rate", "validation_rows", "max_new_tokens")
 """Settings that an interrupted run may change and still go on to the same weights."""
 
 
@@ -41,19 +40,20 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     """Train, check and save; returns the model's folder, which also holds ``sft_report.json`` and the manifest.
 
     Raises :class:`DataError` for a dataset that cannot be used, :class:`ModelError` for a model that cannot be
-    loaded or, after training, answers in the right format too seldom (``format_floor``), and :class:`OutputError`.
+    loaded or, after training, answers in the right format too seldom (``min_valid_format_rate``), and
+    :class:`OutputError`.
     """
     folder, path = Path(config.output_dir), Path(config.dataset_path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     from grpo.models.loading import choose_backend, choose_optimizer, load_for_training, save_merged
 
-    with together():  # all that can be refused is refused before the output folder is touched
+    with errors_on_all_ranks():  # all that can be refused is refused before the output folder is touched
         if config.max_steps == 0:
             raise ConfigError(["max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"])
         if folder.resolve() == Path(config.model_path).resolve():
             raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
         rows = load_sft_rows(path)
-        form = _form_of(rows, path)
+        prompt_format = _format_of(rows, path)
         choose_backend(config.backend, resolve_model(config.model_path))  # Unsloth comes before transformers
         from transformers.utils import logging as transformers_logging
 
@@ -66,34 +66,34 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         examples = tokenize(
             [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    resume = by_main(lambda: _claim(config, folder, digest))
+    inputs = digest([path, *model_files(resolve_model(config.model_path))])
+    resume = broadcast_from_main(lambda: _claim(config, folder, inputs))
     checkpoints = folder / "checkpoints"
     trainer = make_trainer(config, loaded, examples, checkpoints, optimizer=optimizer)
     train_from(trainer, resume, checkpoints)
     held_out = [row for row in rows if row["split"] == "validation"]
-    sample = Random(config.seed).sample(held_out, min(config.evaluation_rows, len(held_out)))
+    sample = Random(config.seed).sample(held_out, min(config.validation_rows, len(held_out)))
     # Every process answers all of them: a model that is split over processes answers only where all take part.
     trained = replace(loaded, model=trainer.model)
     report = check_answers(trained, sample, max_new_tokens=config.max_new_tokens, batch_size=64)
     model = gathered_model(trainer)
-    with together():
-        if is_main():
+    with errors_on_all_ranks():
+        if is_main_process():
             write_json(folder / "sft_report.json", report)
-            _show(report)
+            _log_report(report)
             _check_format(report, config)
-            save_merged(model, loaded.tokenizer, folder, form=form)
-            manifest = {"dataset_sha256": digest, "backend": loaded.backend, **layout(), **report}
+            save_merged(model, loaded.tokenizer, folder, prompt_format=prompt_format)
+            manifest = {"inputs_sha256": inputs, "backend": loaded.backend, **process_layout(), **report}
             write_manifest(folder, config.STAGE, config.to_dict(), **manifest)
     return folder
 
 
-def _claim(config: SFTTrainingConfig, folder: Path, digest: str) -> Path | None:
+def _claim(config: SFTTrainingConfig, folder: Path, inputs: str) -> Path | None:
     """Make ``folder`` ready; returns the checkpoint to go on from, if any."""
     if config.resume_from_checkpoint not in ("auto", "never"):  # refuse a bad path before anything is moved
         checkpoint_to_resume(config.resume_from_checkpoint, folder, interrupted=False)
-    settings = {**config.to_dict(), **layout(), "dataset_sha256": digest}
-    interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=_NOT_OF_THE_WEIGHTS)
+    settings = {**config.to_dict(), **process_layout(), "inputs_sha256": inputs}
+    interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=FREE_ON_RESUME)
     checkpoints = folder / "checkpoints"
     resume = checkpoint_to_resume(config.resume_from_checkpoint, checkpoints, interrupted=interrupted)
     if resume is None:
@@ -102,10 +102,10 @@ def _claim(config: SFTTrainingConfig, folder: Path, digest: str) -> Path | None:
 
 
 def _check_format(report: dict[str, Any], config: SFTTrainingConfig) -> None:
-    if report["valid_format_rate"] < config.format_floor:
+    if report["valid_format_rate"] < config.min_valid_format_rate:
         raise ModelError(
             f"{config.output_dir}: only {report['valid_format_rate']:.1%} of the answers are well-formed, the floor is "
-            f"{config.format_floor:.1%}, so GRPO would be pointless; train longer (num_train_epochs), raise "
+            f"{config.min_valid_format_rate:.1%}, so GRPO would be pointless; train longer (num_train_epochs), raise "
             "learning_rate, or start from another model_path"
         )
 
@@ -152,17 +152,17 @@ def _is_valid(field: str, value: Any) -> bool:
     return isinstance(value, str) if field == "id" else isinstance(value, int | float)
 
 
-def _form_of(rows: list[dict[str, Any]], path: Path) -> PromptForm:
+def _format_of(rows: list[dict[str, Any]], path: Path) -> PromptFormat:
     """The form in which every row asks; later stages will ask in the same."""
-    form = form_of(rows[0]["prompt"][0]["content"])
+    prompt_format = format_of(rows[0]["prompt"][0]["content"])
     for index, row in enumerate(rows):
-        if form is None or not row["prompt"][0]["content"].startswith(system_prompt(form)):
+        if prompt_format is None or not row["prompt"][0]["content"].startswith(system_prompt(prompt_format)):
             raise DataError(
                 f"{path}: row {index}, field 'prompt': does not open with the system prompt that the later stages "
                 "use; make it again with `grpo sft-data`"
             )
-    assert form is not None
-    return form
+    assert prompt_format is not None
+    return prompt_format
 
 
 def tokenize(rows: list[dict[str, Any]], tokenizer: Any, *, max_seq_length: int) -> list[dict[str, list[int]]]:
@@ -311,7 +311,7 @@ def generate_answers(
     return answers
 
 
-def _show(report: dict[str, Any]) -> None:
+def _log_report(report: dict[str, Any]) -> None:
     weighted = report["weighted_agreement"]
     say(
         f"sft: on {report['held_out_rows']} held-out rows: valid format {report['valid_format_rate']:.1%} "
@@ -323,11 +323,11 @@ def _show(report: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo sft``."""
-    with together():
+    with errors_on_all_ranks():
         config = parse_config(SFTTrainingConfig, argv, description="Teach the answer format and a first policy.")
     folder = train_sft(config)
-    leave()
-    if is_main():
+    destroy_process_group()
+    if is_main_process():
         print(folder)
     return 0
 

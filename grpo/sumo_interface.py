@@ -228,15 +228,15 @@ class TrafficSimulation:
         green = plan.greens[light.green]
         return Observation(
             junction_id=junction_id,
-            time=self.time,
+            simulation_time=self.time,
             phase_order=tuple(g.id for g in plan.greens),
             current_phase_id=green.id,
-            green_elapsed=math.floor(self.time - light.since + _EPSILON),
+            current_green_elapsed=math.floor(self.time - light.since + _EPSILON),
             min_green=green.min_green,
             max_green=green.max_green,
             extend_seconds=self.settings.extend_seconds,
             transition_seconds=math.ceil(green.transition_s - _EPSILON),
-            phases={plan.greens[k].id: metrics[k] for k in order},
+            phase_metrics={plan.greens[k].id: metrics[k] for k in order},
         )
 
     def _moving_or_queued(self, names: Sequence[str]) -> Sequence[str]:
@@ -252,8 +252,8 @@ class TrafficSimulation:
         signalled = {pair for groups in links.values() for group in groups for pair in group}
         length: dict[str, float] = {}
         limit: dict[str, float] = {}
-        behind: dict[str, list[str]] = {}
-        before: dict[str, list[str]] = {}
+        downstream: dict[str, list[str]] = {}
+        upstream: dict[str, list[str]] = {}
         turnarounds: set[tuple[str, str]] = set()
         for lane in self._sumo.lane.getIDList():
             length[lane] = self._sumo.lane.getLength(lane)
@@ -261,12 +261,12 @@ class TrafficSimulation:
             if lane.startswith(":"):
                 continue
             onward = self._sumo.lane.getLinks(lane)
-            behind[lane] = [link[0] for link in onward]
+            downstream[lane] = [link[0] for link in onward]
             turnarounds.update((lane, link[0]) for link in onward if link[_DIRECTION] in _TURNAROUND)
-            for following in behind[lane]:
+            for following in downstream[lane]:
                 if (lane, following) not in signalled:
-                    before.setdefault(following, []).append(lane)
-        graph = LaneGraph(length, limit, behind, before, turnarounds)
+                    upstream.setdefault(following, []).append(lane)
+        graph = LaneGraph(length, limit, downstream, upstream, turnarounds)
         for junction_id, plan in self.plans.items():
             self._areas[junction_id] = detection_area(plan, links[junction_id], graph, self.settings.detection_range)
 

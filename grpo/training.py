@@ -15,7 +15,6 @@ if not __package__:  # run as a script: the path must lead to the package, not i
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hashlib
 import logging
 import os
 import shutil
@@ -26,15 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 from grpo.config import GRPOTrainingConfig
 from grpo.learning.checkpoints import checkpoint_to_resume, gathered_model, train_from
-from grpo.learning.distributed import by_main, leave, main_first, together
-from grpo.learning.reward import Rewards, draw_weights
+from grpo.learning.distributed import (
+    broadcast_from_main,
+    destroy_process_group,
+    errors_on_all_ranks,
+    main_process_first,
+)
+from grpo.learning.reward import Rewards, sampling_weights
 from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
-from grpo.models.folder import prompt_form_of, resolve_model
+from grpo.models.folder import model_files, prompt_format_of, resolve_model
 from grpo.records import dataset_files
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, OutputError
-from grpo.system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
-from grpo.system.ranks import is_main, layout, sharding
+from grpo.system.files import MANIFEST, claim_output, digest, write_json, write_manifest, write_text
+from grpo.system.ranks import is_main_process, process_layout, sharding
 from grpo.system.settings import parse_config
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 
     from grpo.models.loading import LoadedModel
 
-_NOT_OF_THE_WEIGHTS = ("logging_steps", "max_workers", "report_to", "resume_from_checkpoint")
+FREE_ON_RESUME = ("logging_steps", "max_workers", "report_to", "resume_from_checkpoint")
 """Settings that an interrupted run may change and still go on to the same weights."""
 
 _SHOWN = {
@@ -80,11 +84,11 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     folder = Path(config.output_dir)
     from grpo.models.loading import choose_backend, load_for_training, save_merged
 
-    with together():
+    with errors_on_all_ranks():
         if folder.resolve() == Path(config.model_path).resolve():
             raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
         source = resolve_model(config.model_path, made_by="grpo sft")
-        _check_form(source, config)
+        _check_prompt_format(source, config)
         choose_backend(config.backend, source)  # before transformers is imported
         from transformers.utils import logging as transformers_logging
 
@@ -94,21 +98,23 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         transformers_logging.disable_progress_bar()
         logging.getLogger("accelerate").setLevel(logging.WARNING)
         check_reporters(config.report_to)
-    rows = main_first(
+    rows = main_process_first(
         lambda: load_grpo_dataset(
             config.dataset_path,
-            prompt_form=config.prompt_form,
+            prompt_format=config.prompt_format,
             cost_weights=config.cost_weights,
             extend_seconds=config.extend_seconds,
             max_workers=config.max_workers,
         )
     )
-    with together():
+    with errors_on_all_ranks():
         loaded = load_for_training(config)
         train, held_out = split_rows(usable_rows(rows, loaded, config), config)
         rewards = Rewards.from_config(config, train["advantage"])
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
-    resume = by_main(lambda: _claim(config, folder, inputs=_digest(source, config.dataset_path)))
+    resume = broadcast_from_main(
+        lambda: _claim(config, folder, inputs=digest([*dataset_files(config.dataset_path), *model_files(source)]))
+    )
     arguments.eval_on_start = len(held_out) > 0 and resume is None
     trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     train_from(trainer, resume, folder)
@@ -116,10 +122,10 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     state = trainer.state
     best = state.best_global_step if len(held_out) else state.global_step
     _report_best(state.log_history, best)
-    with together():
+    with errors_on_all_ranks():
         model = gathered_model(trainer)
-        if is_main():
-            save_merged(model, loaded.tokenizer, folder, form=config.prompt_form)
+        if is_main_process():
+            save_merged(model, loaded.tokenizer, folder, prompt_format=config.prompt_format)
             _write_config(folder, config)
             write_json(folder / "training_log.json", state.log_history)
             write_manifest(
@@ -127,7 +133,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
                 config.STAGE,
                 config.to_dict(),
                 backend=loaded.backend,
-                **layout(),
+                **process_layout(),
                 rows={"train": len(train), "held_out": len(held_out)},
                 steps=state.global_step,
                 best_step=best,
@@ -136,10 +142,10 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     return folder
 
 
-def _check_form(source: str, config: GRPOTrainingConfig) -> None:
+def _check_prompt_format(source: str, config: GRPOTrainingConfig) -> None:
     """Raise :class:`ConfigError` where the model was taught to read other prompts than the config would give it."""
-    taught = prompt_form_of(source)
-    if taught is not None and taught != config.prompt_form:
+    taught = prompt_format_of(source)
+    if taught is not None and taught != config.prompt_format:
         raise ConfigError(
             [
                 f"prompt_language, prompt_fields: {source} was taught {taught.language} with "
@@ -225,9 +231,9 @@ def build_trainer(
     # TRL says that it ignores model_init_kwargs, and takes them for the reference
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(lambda said: "model_init_kwargs" not in said.getMessage())
     make = partial(ExactGroupTrainer, rewards=rewards) if config.estimator == "exact" else ResumableGRPOTrainer
-    share = config.draw_by_advantage
+    share = config.prioritized_share
     trainer = make(
-        draws=draw_weights(train["advantage"], rewards.scale, share) if share else None,
+        draws=sampling_weights(train["advantage"], rewards.scale, share) if share else None,
         model=loaded.model,
         reward_funcs=rewards.functions,
         args=arguments,
@@ -258,9 +264,9 @@ def _claim(config: GRPOTrainingConfig, folder: Path, *, inputs: str) -> Path | N
         checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
     interrupted = claim_output(
         folder,
-        {**config.to_dict(), **layout(), "inputs_sha256": inputs},
+        {**config.to_dict(), **process_layout(), "inputs_sha256": inputs},
         if_finished=config.if_finished,
-        ignore=_NOT_OF_THE_WEIGHTS,
+        ignore=FREE_ON_RESUME,
     )
     if inside and not interrupted:
         raise OutputError(
@@ -271,15 +277,6 @@ def _claim(config: GRPOTrainingConfig, folder: Path, *, inputs: str) -> Path | N
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return resume
-
-
-def _digest(model: str, dataset_path: str) -> str:
-    """One SHA-256 over the dataset files and, for a local model, its weights: what the result is made from."""
-    total = hashlib.sha256()
-    for file in dataset_files(dataset_path) + sorted(Path(model).glob("*.safetensors")):
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
 
 
 def _report_best(history: list[dict[str, Any]], best_step: int | None) -> None:
@@ -311,11 +308,11 @@ def parse_args(argv: list[str] | None = None) -> GRPOTrainingConfig:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo train``; prints the folder of the trained model."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
-    with together():
+    with errors_on_all_ranks():
         config = parse_args(argv)
     folder = train_grpo(config)
-    leave()
-    if is_main():
+    destroy_process_group()
+    if is_main_process():
         print(folder)
     return 0
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
-from grpo.learning.distributed import leave
+from grpo.learning.distributed import destroy_process_group
 from grpo.models import answer_tokens
 from grpo.sft_training import train_sft
-from grpo.system.ranks import only_main_speaks, sharding
+from grpo.system.ranks import sharding, silence_other_ranks
 from grpo.training import train_grpo
 
 
@@ -83,10 +83,12 @@ def count_as_gpus() -> None:
 
 
 if __name__ == "__main__":
-    only_main_speaks()
-    answer_tokens.WORTH_SHARING = 1  # what prompts begin with stands in a pass once, not so where one process trains
+    silence_other_ranks()
+    answer_tokens.MIN_SHARED_TOKENS = (
+        1  # what prompts begin with stands in a pass once, not so where one process trains
+    )
     if sharding():
         count_as_gpus()
     for one in json.loads(Path(sys.argv[1]).read_text()):
         do(one)
-    leave()
+    destroy_process_group()

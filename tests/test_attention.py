@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from grpo.models.shared_prefix import MODELS, one_row, takes_rows
+from grpo.models.shared_prefix import SUPPORTED_MODEL_TYPES, pack_with_shared_prefix, supports_prefix_packing
 
 SHARED, PROMPTS, REST = 20, 5, 9
 
@@ -37,13 +37,13 @@ def embedding_gradient(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", SUPPORTED_MODEL_TYPES)
 def test_a_row_gives_what_prompts_give_one_by_one(kind: str) -> None:
     model, ids = model_of(kind), prompts()
     whole = model(ids).logits
-    assert takes_rows(model)
+    assert supports_prefix_packing(model)
     assert torch.equal(model(ids).logits, whole)  # an ordinary batch as before
-    row = model(**one_row(ids[0, :SHARED], ids[:, SHARED:])).logits[0]
+    row = model(**pack_with_shared_prefix(ids[0, :SHARED], ids[:, SHARED:])).logits[0]
     torch.testing.assert_close(row[:SHARED], whole[0, :SHARED], rtol=1e-4, atol=1e-5)
     behind = row[SHARED:].view(PROMPTS, REST, -1)
     torch.testing.assert_close(behind, whole[:, SHARED:], rtol=1e-4, atol=1e-5)
@@ -51,13 +51,13 @@ def test_a_row_gives_what_prompts_give_one_by_one(kind: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", SUPPORTED_MODEL_TYPES)
 def test_the_beginning_may_have_been_read_before(kind: str) -> None:
     model, ids = model_of(kind), prompts()
-    assert takes_rows(model)
+    assert supports_prefix_packing(model)
     whole = model(ids).logits[:, SHARED:]
     memory = model(ids[:1, :SHARED], use_cache=True).past_key_values
-    row = model(**one_row(ids[0, :0], ids[:, SHARED:], read=SHARED), past_key_values=memory).logits
+    row = model(**pack_with_shared_prefix(ids[0, :0], ids[:, SHARED:], read=SHARED), past_key_values=memory).logits
     torch.testing.assert_close(row.view(PROMPTS, REST, -1), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -66,8 +66,8 @@ def test_in_16_bits_by_autocast() -> None:
     model, ids = model_of("qwen2"), prompts()
     with torch.autocast("cpu", torch.bfloat16):
         whole = model(ids).logits[:, SHARED:]
-        assert takes_rows(model)
-        row = model(**one_row(ids[0, :SHARED], ids[:, SHARED:])).logits[0, SHARED:]
+        assert supports_prefix_packing(model)
+        row = model(**pack_with_shared_prefix(ids[0, :SHARED], ids[:, SHARED:])).logits[0, SHARED:]
     assert (row.view_as(whole) - whole).norm() < 0.02 * whole.norm()
 
 
@@ -77,7 +77,7 @@ def test_padded_batches_and_generation_are_as_before() -> None:
     mask[:2, :4] = 0
     arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     before = model.generate(**arguments)
-    assert takes_rows(model)
+    assert supports_prefix_packing(model)
     assert torch.equal(model.generate(**arguments), before)
 
 
@@ -93,17 +93,17 @@ def test_padded_batches_and_generation_are_as_before() -> None:
 def test_other_attention_is_left_as_it_is(kind: str, changes: dict[str, Any]) -> None:
     model = model_of(kind, **changes)
     before = model.config._attn_implementation
-    assert not takes_rows(model)
+    assert not supports_prefix_packing(model)
     assert model.config._attn_implementation == before
 
 
 def test_unsloth_has_an_attention_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
-    assert not takes_rows(model_of("qwen2"))
+    assert not supports_prefix_packing(model_of("qwen2"))
 
 
 def test_a_saved_model_does_not_name_it(tmp_path: Any) -> None:
     model = model_of("qwen2")
-    assert takes_rows(model)
+    assert supports_prefix_packing(model)
     model.save_pretrained(tmp_path)
     assert "shared_beginning" not in (tmp_path / "config.json").read_text()

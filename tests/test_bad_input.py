@@ -87,8 +87,8 @@ def _write_datasets() -> None:
         Path(name, "grpo_dataset.json").write_text(json.dumps(change(rows)))
     Path("cut.json").write_text('[{"id": "a",\n')
     with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
-        make_sft_data(SFTDataConfig(dataset_path="data", output_path="sft/sft.json"))
-    rows = json.loads(Path("sft/sft.json").read_text())
+        make_sft_data(SFTDataConfig(dataset_path="data", output_dir="sft"))
+    rows = json.loads(Path("sft/sft_dataset.json").read_text())
     Path("sft_short.json").write_text(json.dumps([*rows[:2], {"id": "x"}]))
 
 
@@ -178,10 +178,10 @@ TO_EARLIER = {
     "scenarios": "--output-dir earlier --if-finished move_aside",
     "generate": "--output-dir earlier --if-finished move_aside",
     "base-model": "--output-dir earlier --if-finished move_aside",
-    "sft-data": "--output-path earlier/sft.json --if-finished move_aside",
+    "sft-data": "--output-dir earlier --if-finished move_aside",
     "sft": "--output-dir earlier --if-finished move_aside",
     "train": "--output-dir earlier --if-finished move_aside",
-    "evaluate": "--output earlier --if-finished move_aside",
+    "evaluate": "--output-dir earlier --if-finished move_aside",
 }
 
 REFUSED = [
@@ -200,8 +200,8 @@ REFUSED = [
     ("base-model --hidden-size 33", "hidden_size: got '33': ... multiple of 32"),
     ("generate --scenarios cross --rollout-policy gap_presure", "policy 'gap_presure': not a rule (max_"),
     ("generate --scenarios cross --behaviour-policy nobody", "policy 'nobody': not a rule (max_"),
-    ("evaluate --scenario cross --policy max_presure", "no policy 'max_presure'; did you mean 'max_pressure'?"),
-    ("evaluate --scenario cross --seeds one", "seeds: got 'one': ... integer"),
+    ("evaluate --scenarios cross --policy max_presure", "no policy 'max_presure'; did you mean 'max_pressure'?"),
+    ("evaluate --scenarios cross --seeds one", "seeds: got 'one': ... integer"),
     ("train --prompt-fields queue speed", "prompt_fields: unknown speed; choose from lanes, "),
     ("sft-data --prompt-fields queue queue", "prompt_fields: empty, or one field twice; choose from lanes, "),
     ("sft-data --prompt-language fr", "prompt_language: got 'fr': ... 'en' or 'zh'"),
@@ -224,8 +224,8 @@ REFUSED = [
     ("train --model-path unknown_field --dataset-path data", "unknown_field/scu_tsc.json: ... unknown speed"),
     ("train --model-path old_card --dataset-path data", "old_card/scu_tsc.json: ... train the model again"),
     ("train --model-path in_the_way --dataset-path data", "in_the_way: is a file; give the folder"),
-    ("sft --model-path models/absent --dataset-path sft/sft.json", "models/absent: no such model folder; "),
-    ("evaluate --scenario cross --policy models/absent", "models/absent: no such model folder; ... `grpo train`"),
+    ("sft --model-path models/absent --dataset-path sft/sft_dataset.json", "models/absent: no such model folder; "),
+    ("evaluate --scenarios cross --policy models/absent", "models/absent: no such model folder; ... `grpo train`"),
     # dataset
     ("sft-data --dataset-path absent", "absent: no such dataset; make it with `grpo generate"),
     ("sft-data --dataset-path nothing", "nothing: holds no grpo_dataset.json; make one with `grpo generate"),
@@ -235,7 +235,10 @@ REFUSED = [
     ("sft-data --dataset-path object", "object/grpo_dataset.json: holds a JSON dict, expected a list"),
     ("sft-data --dataset-path cut.json", "cut.json: line 2: not valid JSON"),
     ("sft-data --dataset-path unknown", "unknown: none of 12 rows has outcomes"),
-    ("sft-data --dataset-path data --full-advantage 1e12", "data: no row differs by enough for full_advantage = 1e+12"),
+    (
+        "sft-data --dataset-path data --keep-all-above-advantage 1e12",
+        "data: no row differs by enough for keep_all_above_advantage = 1e+12",
+    ),
     ("sft --dataset-path absent.json", "absent.json: cannot be read (No such file or directory); ... `grpo sft-data`"),
     ("sft --dataset-path sft_short.json", "sft_short.json: row 2, field 'split'"),
     ("sft --dataset-path no_rows/grpo_dataset.json", "grpo_dataset.json: has no row of the split 'train'"),
@@ -248,7 +251,7 @@ REFUSED = [
     ("generate --scenarios absent.sumocfg", "absent.sumocfg: no such scenario"),
     ("generate --scenarios nothing", "nothing: holds no .sumocfg; make scenarios with `grpo scenarios`"),
     ("generate --scenarios list.yaml", "list.yaml: is not a SUMO configuration"),
-    ("evaluate --scenario absent.sumocfg --policy fixed_time", "absent.sumocfg: no such scenario"),
+    ("evaluate --scenarios absent.sumocfg --policy fixed_time", "absent.sumocfg: no such scenario"),
 ]
 
 
@@ -295,7 +298,7 @@ def test_scenario_that_cannot_be_used(stage: str, scenario: str, words: str, pla
     command = {
         "check": f"check {scenario}",
         "generate": f"generate --scenarios {scenario} {TO_EARLIER['generate']}",
-        "evaluate": f"evaluate --scenario {scenario} --policy max_pressure --seeds 1 {TO_EARLIER['evaluate']}",
+        "evaluate": f"evaluate --scenarios {scenario} --policy max_pressure --seeds 1 {TO_EARLIER['evaluate']}",
     }[stage]
     assert_refused(*in_a_process(command), words)
     assert_kept(before, place)
@@ -413,8 +416,8 @@ STAGES_THAT_WRITE = {
     "scenarios": "scenarios --train 1 --validation 0 --test 0 --duration-seconds 120 --output-dir {}",
     "generate": "generate --scenarios cross --horizon-seconds 5 --max-rows-per-run 3 --output-dir {}",
     "base-model": "base-model --fact-steps 1 --decision-steps 1 --batch-size 2 --output-dir {}",
-    "sft-data": "sft-data --dataset-path data --output-path {}/sft.json",
-    "evaluate": "evaluate --scenario cross --policy fixed_time --seeds 1 --output {}",
+    "sft-data": "sft-data --dataset-path data --output-dir {}",
+    "evaluate": "evaluate --scenarios cross --policy fixed_time --seeds 1 --output-dir {}",
 }
 each_writer = pytest.mark.parametrize("command", STAGES_THAT_WRITE.values(), ids=STAGES_THAT_WRITE)
 

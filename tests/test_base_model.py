@@ -22,11 +22,11 @@ from grpo.base_model import (
     decision_example,
     fact_example,
     fact_words,
-    forms_of,
+    formats_of,
     measure,
 )
 from grpo.config import BaseModelConfig
-from grpo.models.folder import EMBEDDED, prompt_form_of, resolve_model
+from grpo.models.folder import BASE, prompt_format_of, resolve_model
 from grpo.models.loading import load_for_inference
 from grpo.models.random_states import draw_states, facts, prior
 from grpo.models.tokenizer import build_tokenizer
@@ -34,10 +34,10 @@ from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, ask, buil
 from grpo.records import Observation
 from grpo.system.errors import OutputError
 
-SHIPPED = Path(resolve_model(EMBEDDED))
-FORMS = forms_of(BaseModelConfig())
+SHIPPED = Path(resolve_model(BASE))
+FORMS = formats_of(BaseModelConfig())
 TINY = ["--hidden-size", "32", "--intermediate-size", "32", "--layers", "1", "--batch-size", "4"]
-TINY += ["--fact-steps", "6", "--decision-steps", "4", "--evaluation-states", "16"]
+TINY += ["--fact-steps", "6", "--decision-steps", "4", "--validation-rows", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Any, Any]:
     """The shipped model and tokenizer."""
-    return load_for_inference(EMBEDDED, "cpu")
+    return load_for_inference(BASE, "cpu")
 
 
 def observation(**changes: Any) -> Observation:
@@ -85,10 +85,10 @@ def test_long_numbers_are_read_in_threes(tokenizer: Any) -> None:
 
 
 def test_a_decision_is_short_and_its_answer_branches_once(tokenizer: Any) -> None:
-    for form in FORMS:
-        messages = ask(observation(), form)
+    for prompt_format in FORMS:
+        messages = ask(observation(), prompt_format)
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert len(prompt) < 35 + 2 * 2 * len(form.fields)  # a number and its name, in each of two phases
+        assert len(prompt) < 35 + 2 * 2 * len(prompt_format.fields)  # a number and its name, in each of two phases
         answers = []
         for text in ANSWERS.values():
             whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": text}])["input_ids"]
@@ -128,12 +128,12 @@ def test_every_loader_gives_the_same_tokens(tokenizer: Any, tmp_path: Path) -> N
 def test_states_are_what_real_ones_can_be() -> None:
     states = draw_states(np.random.default_rng(3), 500)
     assert states == draw_states(np.random.default_rng(3), 500)
-    assert {len(state.phases) for state in states} == {2, 3, 4, 5, 6, 7, 8}
+    assert {len(state.phase_metrics) for state in states} == {2, 3, 4, 5, 6, 7, 8}
     for state in states:
-        assert sorted(state.phases) == sorted(state.phase_order)
-        assert next(iter(state.phases)) == state.current_phase_id
-        assert state.min_green <= state.green_elapsed < state.max_green
-        for phase in state.phases.values():
+        assert sorted(state.phase_metrics) == sorted(state.phase_order)
+        assert next(iter(state.phase_metrics)) == state.current_phase_id
+        assert state.min_green <= state.current_green_elapsed < state.max_green
+        for phase in state.phase_metrics.values():
             assert phase.lanes >= 1 and min(phase.queue, phase.arriving, phase.approaching, phase.downstream) >= 0
             assert phase.max_lane_queue <= phase.queue <= phase.max_lane_queue * phase.lanes
             assert (phase.wait > 0) == (phase.queue > 0)
@@ -141,7 +141,7 @@ def test_states_are_what_real_ones_can_be() -> None:
             assert phase.exclusive <= phase.queue + phase.arriving + phase.approaching
             assert phase.downstream_queue <= phase.downstream
         json.loads(build_prompt(state, tuple(PHASE_FIELDS)))
-    every = [phase for state in states for phase in state.phases.values()]
+    every = [phase for state in states for phase in state.phase_metrics.values()]
     assert all(any(getattr(phase, name) for phase in every) for name in PHASE_FIELDS)
 
 
@@ -160,8 +160,8 @@ def test_facts_are_asked_of_told_fields_alone(fields: list[str], value: int) -> 
     known = facts(state, fields)
     assert all(name in known for field in fields for name in (field, f"next_{field}"))
     for hidden in set(PHASE_FIELDS) - set(fields):
-        phases = {name: replace(phase, **{hidden: max(1, value)}) for name, phase in state.phases.items()}
-        assert facts(replace(state, phases=phases), fields) == known, hidden
+        phases = {name: replace(phase, **{hidden: max(1, value)}) for name, phase in state.phase_metrics.items()}
+        assert facts(replace(state, phase_metrics=phases), fields) == known, hidden
     assert set(fact_words(fields)) == {FACTS_PROMPT, *(f" {name}=" for name in known)}
     asked = fact_example(state, np.random.default_rng(0), fields, asked=99)
     assert sorted(asked[1].split()) == sorted(f"{name}={number}" for name, number in known.items())
@@ -172,7 +172,9 @@ def test_prior_follows_the_queues(mine: int, theirs: int) -> None:
     def chance(own: int, other: int) -> float:
         queues = {"0": own, "2": other}
         return prior(
-            observation(phases={name: phase_metrics(lanes=2, queue=queue, wait=5) for name, queue in queues.items()})
+            observation(
+                phase_metrics={name: phase_metrics(lanes=2, queue=queue, wait=5) for name, queue in queues.items()}
+            )
         )
 
     assert 0 < chance(mine, theirs) < 1
@@ -244,7 +246,7 @@ def test_command_is_reproducible_and_leaves_a_loadable_model(tmp_path: Path, cap
     assert manifest["facts"] == report["facts"]
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert prompt_form_of(tmp_path / "a") == FORMS[0]
+    assert prompt_format_of(tmp_path / "a") == FORMS[0]
     model, tokenizer = load_for_inference(str(tmp_path / "a"), "cpu")
     assert model.config.vocab_size == len(tokenizer)
     with pytest.raises(OutputError, match="finished run"):
@@ -273,7 +275,7 @@ def test_shipped_folder_is_small_and_made_by_the_defaults() -> None:
     ours = BaseModelConfig().to_dict()
     assert manifest["settings"] | {"output_dir": ""} == ours | {"output_dir": ""}
     assert manifest["valid_format"] >= 0.99
-    assert prompt_form_of(SHIPPED) == FORMS[0]
+    assert prompt_format_of(SHIPPED) == FORMS[0]
 
 
 def test_shipped_tokenizer_is_the_one_this_code_builds(tokenizer: Any, shipped: tuple[Any, Any]) -> None:

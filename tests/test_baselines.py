@@ -18,9 +18,9 @@ RULES = [name for name in RULE_POLICIES if name != "random"]
 def state(current: dict[str, int], *others: dict[str, int]) -> Observation:
     """A light whose current phase and others see these vehicles and no more."""
     seen = tiny_observation(random.Random(1))
-    empty = replace(next(iter(seen.phases.values())), **NOBODY, downstream_queue=0)
+    empty = replace(next(iter(seen.phase_metrics.values())), **NOBODY, downstream_queue=0)
     phases = {str(2 * i): replace(empty, **counts) for i, counts in enumerate((current, *others))}
-    return replace(seen, phase_order=tuple(phases), current_phase_id="0", phases=phases)
+    return replace(seen, phase_order=tuple(phases), current_phase_id="0", phase_metrics=phases)
 
 
 def answer(rule: str, *counts: dict[str, int]) -> str:

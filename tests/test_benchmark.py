@@ -12,7 +12,7 @@ from networks import make_cross, make_pair
 from test_report import MODEL, episode, episodes_of
 
 from grpo.__main__ import main
-from grpo.benchmark import MOST_SINGLE, judge, judge_all, make_parts, markdown
+from grpo.benchmark import MOST_SINGLE, judge, judge_all, make_groups, markdown
 from grpo.config import BenchmarkConfig, EvaluationConfig
 from grpo.policies.rules import BASELINES, ROLLOUT
 from grpo.records import EpisodeResult
@@ -42,28 +42,28 @@ def test_each_network_is_a_part_and_a_large_folder_is_one(tmp_path: Path) -> Non
     cities = networks(tmp_path / "cities", "alpha", "beta")
     runs = [e for i in range(5) for e in seeds(f"t{i}", webster=[30 + i, 32 + i], model=[20.0, 21.0])]
     runs += seeds("alpha", webster=[40, 41], model=[50, 50]) + seeds("beta", webster=[9, 9], model=[8, 7])
-    parts = make_parts([split, cities], runs, seed=1)
-    assert [part.title for part in parts] == ["test (5 networks)", "alpha", "beta"]
-    assert parts[0].entries["webster"]["avg_delay_s"]["mean"] == pytest.approx(33)
-    assert parts[0].entries["webster"]["n"] == 10
-    assert parts[0].entries[MODEL]["delay_difference_s"]["webster"]["resampled"] == "scenarios"
-    assert parts[1].entries[MODEL]["delay_difference_s"]["webster"]["resampled"] == "seeds"
-    assert [verdict.passed for verdict in judge_all(parts)] == [True, False, True]
+    groups = make_groups([split, cities], runs, seed=1)
+    assert [group.title for group in groups] == ["test (5 networks)", "alpha", "beta"]
+    assert groups[0].entries["webster"]["avg_delay_s"]["mean"] == pytest.approx(33)
+    assert groups[0].entries["webster"]["n"] == 10
+    assert groups[0].entries[MODEL]["delay_difference_s"]["webster"]["resampled"] == "scenarios"
+    assert groups[1].entries[MODEL]["delay_difference_s"]["webster"]["resampled"] == "seeds"
+    assert [verdict.passed for verdict in judge_all(groups)] == [True, False, True]
 
 
 def test_a_network_given_twice_is_judged_once(tmp_path: Path) -> None:
     cities = networks(tmp_path / "cities", "alpha", "beta")
     runs = seeds("alpha", webster=[40.0]) + seeds("beta", webster=[9.0])
-    parts = make_parts([f"{cities}/alpha.sumocfg", cities], runs, seed=1)
-    assert [part.title for part in parts] == ["alpha", "beta"]
+    groups = make_groups([f"{cities}/alpha.sumocfg", cities], runs, seed=1)
+    assert [group.title for group in groups] == ["alpha", "beta"]
 
 
 # ---------------------------------------------------------------------- verdicts
 
 
 def part_of(tmp_path: Path, runs: list[EpisodeResult]):
-    (part,) = make_parts([networks(tmp_path / "one", "a")], runs, seed=1)
-    return part
+    (group,) = make_groups([networks(tmp_path / "one", "a")], runs, seed=1)
+    return group
 
 
 WON = {"fixed_time": [40, 41, 42], "webster": [30, 31, 33], ROLLOUT: [10, 10, 10], "model": [20, 21, 22]}
@@ -103,17 +103,17 @@ def test_a_rule_that_is_not_clearly_above_is_named(change, not_beaten, tmp_path:
 )
 def test_one_bad_episode_of_the_model_loses_the_part(change, words, tmp_path: Path) -> None:
     runs = [replace(e, **change) if (e.policy, e.seed) == (MODEL, 3) else e for e in seeds("a", **WON)]
-    part = part_of(tmp_path, runs)
-    verdict = judge(part, MODEL)
+    group = part_of(tmp_path, runs)
+    verdict = judge(group, MODEL)
     assert verdict is not None and not verdict.passed
-    assert f"no: {words} |" in markdown([part], [verdict], runs)
+    assert f"no: {words} |" in markdown([group], [verdict], runs)
 
 
 def test_without_rules_there_is_no_verdict(tmp_path: Path) -> None:
     runs = seeds("a", rollout=[10, 11], model=[20, 21])
-    part = part_of(tmp_path, runs)
-    assert judge_all([part]) == []
-    assert "| rollout | 10.5" in markdown([part], [], runs)
+    group = part_of(tmp_path, runs)
+    assert judge_all([group]) == []
+    assert "| rollout | 10.5" in markdown([group], [], runs)
 
 
 def test_baselines_that_failed_count_as_not_beaten(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def benchmark(*flags: object) -> int:
 def test_the_command_writes_tables_verdicts_and_chart(tmp_path: Path, answering_model: Path, capsys) -> None:
     make_cross(tmp_path / "nets" / "cross", duration=120)
     make_pair(tmp_path / "nets" / "pair", duration=120)
-    flags = ("--scenario", tmp_path / "nets", "--output", tmp_path / "out", "--seeds", 1, 2, "--max-workers", 2)
+    flags = ("--scenarios", tmp_path / "nets", "--output-dir", tmp_path / "out", "--seeds", 1, 2, "--max-workers", 2)
     assert benchmark(*flags, "--policy", "fixed_time", "pretrained", answering_model) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("evaluation.json", "evaluation.csv", "evaluation.png", "manifest.json", "run.json"),
@@ -144,15 +144,15 @@ def test_the_command_writes_tables_verdicts_and_chart(tmp_path: Path, answering_
     assert "12/12" in shown.err
     assert "| **pretrained** |" in shown.out
     verdicts = json.loads((tmp_path / "out" / "verdicts.json").read_text())
-    assert [(v["model"], v["part"]) for v in verdicts] == [
-        (model, part) for model in ("pretrained", str(answering_model)) for part in ("cross", "pair")
+    assert [(v["model"], v["group"]) for v in verdicts] == [
+        (model, group) for model in ("pretrained", str(answering_model)) for group in ("cross", "pair")
     ]
     assert {v["strongest_rule"] for v in verdicts} == {"fixed_time"}
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stage"] == "benchmark"
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys) -> None:
-    flags = ("--scenario", tmp_path / "absent", "--policy", "fixed_time", "--output", tmp_path / "out")
+    flags = ("--scenarios", tmp_path / "absent", "--policy", "fixed_time", "--output-dir", tmp_path / "out")
     assert benchmark(*flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "absent: no such scenario; make scenarios with `grpo scenarios`" in line

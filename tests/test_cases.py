@@ -15,7 +15,7 @@ import pytest
 import grpo.generate as generate_stage
 from grpo import check, evaluation
 from grpo.labels.counterfactual import drive
-from grpo.models.folder import EMBEDDED, SHIPPED
+from grpo.models.folder import BASE, SHIPPED
 from grpo.policies.rules import make_rule_policy
 from grpo.records import read_rows
 from grpo.simulator.network import read_network
@@ -50,7 +50,7 @@ def report(*argv: object, capsys: pytest.CaptureFixture[str]) -> dict:
 def evaluate(tmp_path: Path, scenarios: list[Path], *policies: str) -> dict[str, dict[str, str]]:
     """The episodes of `grpo evaluate` for one seed, by scenario; of several policies the last one's."""
     output = tmp_path / "results"
-    argv = ["--scenario", *map(str, scenarios), "--policy", *policies, "--seeds", "1", "--output", str(output)]
+    argv = ["--scenarios", *map(str, scenarios), "--policy", *policies, "--seeds", "1", "--output-dir", str(output)]
     assert guarded(evaluation.main, argv) == 0
     with (output / "evaluation.csv").open() as file:
         episodes = list(csv.DictReader(file))
@@ -125,8 +125,8 @@ def test_07_cars_get_the_programs_yellow_and_no_more(case: Path) -> None:
 def test_08_a_nema_controller_keeps_its_rings(case: Path, tmp_path: Path, capsys) -> None:
     assert guarded(check.main, [str(case / "x.sumocfg")]) == 2
     assert "can be controlled: a NEMA controller overlays the phases of two rings" in capsys.readouterr().err
-    argv = ["--scenario", str(case / "x.sumocfg"), "--policy", "max_pressure", "--seeds", "1"]
-    assert guarded(evaluation.main, [*argv, "--output", str(tmp_path / "r")]) == 2
+    argv = ["--scenarios", str(case / "x.sumocfg"), "--policy", "max_pressure", "--seeds", "1"]
+    assert guarded(evaluation.main, [*argv, "--output-dir", str(tmp_path / "r")]) == 2
     assert "a NEMA controller overlays the phases of two rings" in capsys.readouterr().err
 
 
@@ -170,7 +170,7 @@ def test_14_a_mesoscopic_scenario_is_refused_in_one_line(case: Path, tmp_path: P
     stages = {
         check.main: [scenario],
         generate_stage.main: ["--scenarios", scenario, "--output-dir", str(tmp_path / "d")],
-        evaluation.main: ["--scenario", scenario, "--policy", "fixed_time", "--output", str(tmp_path / "r")],
+        evaluation.main: ["--scenarios", scenario, "--policy", "fixed_time", "--output-dir", str(tmp_path / "r")],
     }
     for main, argv in stages.items():
         assert guarded(main, argv) == 2
@@ -229,7 +229,7 @@ def test_23_training_from_weights_that_are_not_numbers_is_refused(
     make = (
         (case / "make.py")
         .read_text()
-        .replace('Path(grpo.__file__).parent / "embedded_model"', f"{str(SHIPPED[EMBEDDED])!r}")
+        .replace('Path(grpo.__file__).parent / "embedded_model"', f"{str(SHIPPED[BASE])!r}")
     )
     exec(compile(make, "make.py", "exec"), {})
     rows = generate(tmp_path, case / "x.sumocfg", "--max-rows-per-run", "40")

@@ -140,16 +140,16 @@ def test_network_to_evaluation_without_the_training_stack(without_training_stack
     commands = (
         ("check", "cross.sumocfg", "--seconds", "30"),
         ("generate", "--scenarios", "cross.sumocfg", "--output-dir", "data", "--horizon-seconds", "5",
-         "--rollout-policy", "embedded"),
-        ("sft-data", "--dataset-path", "data", "--output-path", "sft/rows.json"),
-        ("evaluate", "--scenario", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "embedded",
-         "--seeds", "1", "--output", "results"),
+         "--rollout-policy", "base"),
+        ("sft-data", "--dataset-path", "data", "--output-dir", "sft"),
+        ("evaluate", "--scenarios", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "base",
+         "--seeds", "1", "--output-dir", "results"),
     )  # fmt: skip
     for command in commands:
         done = without_training_stack("-m", "grpo", *command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
-    made = {"data/cross/grpo_dataset.json", "data/manifest.json", "sft/rows.json", "results/evaluation.json"}
+    made = {"data/cross/grpo_dataset.json", "data/manifest.json", "sft/sft_dataset.json", "results/evaluation.json"}
     assert made <= {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")}
 
 
@@ -194,7 +194,7 @@ def test_missing_config_is_one_line_and_exit_code_2(
         (["--sede", "1"], "flag --sede: unknown key 'sede'; did you mean 'seed'?"),
         (["--seed=-1"], "flag --seed: seed: got '-1': "),
         (["--seed"], "argument --seed: expected one argument; see `grpo "),
-        (["stray"], "'stray' belongs to no flag; see `grpo "),
+        (["--colour", "stray"], "flag --colour: unknown key 'colour'; "),
     ],
 )
 def test_mistyped_flag(stage: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

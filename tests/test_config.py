@@ -42,7 +42,7 @@ SPECIAL = {
     "format_invalid": -4.0,
     "format_regex": "(yes|no)",
     "prompt_fields": ["wait", "queue"],
-    "draw_by_advantage": 0.5,
+    "prioritized_share": 0.5,
     "shard": "2/3",
 }
 """Other values of fields that a rule ties to another field, or to a list of names."""

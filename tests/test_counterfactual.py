@@ -16,7 +16,7 @@ from networks import make_cross, make_pair
 
 from grpo.config import GRPOConfig, ScenarioSuiteConfig
 from grpo.generate import generate
-from grpo.labels.counterfactual import Counterfactuals, Horizon, drive, future_seed, simulate_actions
+from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive, future_seed, simulate_actions
 from grpo.policies.rules import Policy, make_rule_policy
 from grpo.records import ACTIONS, Action, Decision, Observation
 from grpo.scenarios import generate_suite
@@ -65,7 +65,7 @@ class Exploring:
     def decide(self, observations: list[Observation]) -> list[Decision]:
         decisions = []
         for observation, decision in zip(observations, self.rule.decide(observations), strict=True):
-            random = Random(f"{observation.junction_id}/{observation.time}")
+            random = Random(f"{observation.junction_id}/{observation.simulation_time}")
             decisions.append(Decision(random.choice(ACTIONS)) if random.random() < 0.25 else decision)
         return decisions
 
@@ -127,7 +127,7 @@ def _branch(simulation: TrafficSimulation, policy: Policy, due: list[Observation
 @pytest.mark.parametrize("scope", ["network", "neighbourhood"])
 @pytest.mark.parametrize(("kind", "name", "futures"), [("real", "cologne3", 1), ("game", "grid6", 2), ("suite", 0, 1)])
 def test_the_engine_gives_what_a_branch_for_each_action_gives(kind, name, futures, scope, suite):
-    horizon = Horizon("delay_balance", 30, scope, futures)
+    horizon = RolloutSpec("delay_balance", 30, scope, futures)
     policy = Exploring()
     random = Random(5)
     expected: dict[int, Any] = {}
@@ -193,7 +193,7 @@ def test_actions_differ_and_the_simulation_stays_put(cross):
         due = _drive_to_a_decision(simulation, 60)
         before = simulation.snapshot()
         ((network,), (again,), (near,)) = (
-            simulate_actions(simulation, due[0].junction_id, due, Horizon("delay_balance", 30, scope))
+            simulate_actions(simulation, due[0].junction_id, due, RolloutSpec("delay_balance", 30, scope))
             for scope in ("network", "network", "neighbourhood")
         )
         assert simulation.snapshot() == before
@@ -203,11 +203,11 @@ def test_actions_differ_and_the_simulation_stays_put(cross):
 
 
 def test_futures_differ_by_their_random_numbers_and_both_actions_share_them(cross):
-    horizon = Horizon("delay_balance", 40, "network", 3)
+    horizon = RolloutSpec("delay_balance", 40, "network", 3)
     with TrafficSimulation(cross, seed=1) as simulation:
         due = _drive_to_a_decision(simulation, 100)
         futures = simulate_actions(simulation, due[0].junction_id, due, horizon)
-        (alone,) = simulate_actions(simulation, due[0].junction_id, due, Horizon("delay_balance", 40, "network"))
+        (alone,) = simulate_actions(simulation, due[0].junction_id, due, RolloutSpec("delay_balance", 40, "network"))
         assert futures == simulate_actions(simulation, due[0].junction_id, due, horizon)
         time = simulation.time
     assert futures[0] == alone, "the first future is the run's own"
@@ -217,7 +217,7 @@ def test_futures_differ_by_their_random_numbers_and_both_actions_share_them(cros
 
 
 def test_a_branch_that_cannot_run_is_an_error_of_that_point_alone(cross, monkeypatch):
-    horizon = Horizon("delay_balance", 20, "network")
+    horizon = RolloutSpec("delay_balance", 20, "network")
 
     def fail(self: TrafficSimulation) -> None:
         raise ValueError("seen here")
@@ -237,7 +237,7 @@ def test_a_branch_that_cannot_run_is_an_error_of_that_point_alone(cross, monkeyp
 
 def test_lights_of_one_second_share_the_future_of_the_rollout_policy(tmp_path):
     """Two lights asked at once: three branches, not four, as long as the run leaves the rollout policy at once."""
-    horizon = Horizon("delay_balance", 10, "network")
+    horizon = RolloutSpec("delay_balance", 10, "network")
     with TrafficSimulation(make_pair(tmp_path, duration=600), seed=1) as simulation:
         engine = Counterfactuals(simulation, horizon)
         while len(due := simulation.due()) < 2:

@@ -14,7 +14,7 @@ import grpo.generate as stage
 from grpo.config import GRPOConfig, MergeConfig
 from grpo.generate import generate
 from grpo.labels.replay import simulate_rows
-from grpo.labels.run import Task
+from grpo.labels.run import LabelRun
 from grpo.merge import merge
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
@@ -121,10 +121,10 @@ def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios,
         patched.setattr(stage, "_replay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             generate(config)
-    part = next((tmp_path / "data" / "cross").glob("part-1.json"))
-    content = json.loads(part.read_text())
+    labelled = next((tmp_path / "data" / "cross").glob("part-1.json"))
+    content = json.loads(labelled.read_text())
     content["rows"][3]["outcomes"]["yes"]["delay_veh_s"] += 0.5
-    part.write_text(json.dumps(content))
+    labelled.write_text(json.dumps(content))
     name = content["rows"][3]["id"]
     with pytest.raises(
         UnreliableError, match=f"1 rows came out differently .* the first: row {name}: recorded"
@@ -158,13 +158,13 @@ def test_a_process_that_dies_is_tried_once_more_and_then_named(scenarios, tmp_pa
         yield (0, *answer) if isinstance(answer, tuple) else (0, None, answer)
 
     monkeypatch.setattr(stage, "_processes", processes)
-    config, task = _config(scenarios, tmp_path), Task("cross", scenarios, 1, tmp_path)
-    assert list(stage._attempts(config, print, [task])) == [(task, "value", None)]
-    ((_, value, cause),) = stage._attempts(config, print, [task])
+    config, run = _config(scenarios, tmp_path), LabelRun("cross", scenarios, 1, tmp_path)
+    assert list(stage._attempts(config, print, [run])) == [(run, "value", None)]
+    ((_, value, cause),) = stage._attempts(config, print, [run])
     assert (value, cause) == (None, "its process died of SIGKILL")
     answers = iter([DataError("mend it")])
     with pytest.raises(DataError, match="mend it"):
-        list(stage._attempts(config, print, [task]))
+        list(stage._attempts(config, print, [run]))
 
 
 def test_rows_are_the_same_at_any_time_of_day_and_epoch(tmp_path):

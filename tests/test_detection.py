@@ -28,10 +28,10 @@ LIMIT = 14.0  # m/s
 
 
 def lane_graph(
-    length: dict[str, float], behind: dict[str, list[str]], before: dict[str, list[str]], **limit: float
+    length: dict[str, float], downstream: dict[str, list[str]], upstream: dict[str, list[str]], **limit: float
 ) -> LaneGraph:
     """Lanes of one speed limit, but for those given."""
-    return LaneGraph(length, dict.fromkeys(length, LIMIT) | limit, behind, before)
+    return LaneGraph(length, dict.fromkeys(length, LIMIT) | limit, downstream, upstream)
 
 
 @st.composite
@@ -39,17 +39,17 @@ def graphs(draw: st.DrawFn) -> LaneGraph:
     """Any graph of eight lanes, loops and dead ends included."""
     length = {lane: float(draw(st.integers(1, 100))) for lane in LANES}
     links = draw(st.sets(st.tuples(st.sampled_from(LANES), st.sampled_from(LANES)), max_size=20))
-    behind: dict[str, list[str]] = {}
-    before: dict[str, list[str]] = {}
+    downstream: dict[str, list[str]] = {}
+    upstream: dict[str, list[str]] = {}
     for a, b in sorted(links):
-        behind.setdefault(a, []).append(b)
-        before.setdefault(b, []).append(a)
-    return lane_graph(length, behind, before)
+        downstream.setdefault(a, []).append(b)
+        upstream.setdefault(b, []).append(a)
+    return lane_graph(length, downstream, upstream)
 
 
 def shortest(graph: LaneGraph, start: str, *, upstream: bool) -> dict[str, float]:
     """Distances to the near end of every lane that can be reached, by relaxing until nothing changes."""
-    links = graph.before if upstream else graph.behind
+    links = graph.upstream if upstream else graph.downstream
     found: dict[str, float] = {}
     better = {start: 0.0}
     while better:
@@ -352,31 +352,31 @@ class PlainDetection:
         self.links = {name: lights.getControlledLinks(name) for name in lights.getIDList()}
         signalled = {(link[0], link[1]) for groups in self.links.values() for group in groups for link in group}
         roads = [name for name in lane.getIDList() if not name.startswith(":")]
-        behind = {name: [link[0] for link in lane.getLinks(name)] for name in roads}
-        before: dict[str, list[str]] = {}
+        downstream = {name: [link[0] for link in lane.getLinks(name)] for name in roads}
+        upstream: dict[str, list[str]] = {}
         for name in roads:
-            for following in behind[name]:
+            for following in downstream[name]:
                 if (name, following) not in signalled:
-                    before.setdefault(following, []).append(name)
+                    upstream.setdefault(following, []).append(name)
         length = {name: lane.getLength(name) for name in lane.getIDList()}
-        self.graph = LaneGraph(length, {name: lane.getMaxSpeed(name) for name in length}, behind, before)
+        self.graph = LaneGraph(length, {name: lane.getMaxSpeed(name) for name in length}, downstream, upstream)
 
-    def phases(self, observation: Observation) -> dict[str, PhaseMetrics]:
+    def phase_metrics(self, observation: Observation) -> dict[str, PhaseMetrics]:
         groups = self.links[observation.junction_id]
         states = {green.id: green.state for green in self.simulation.plans[observation.junction_id].greens}
         served, held = (
             {
                 name: [link for i, char in enumerate(states[name]) if (char in "Gg") == green for link in groups[i]]
-                for name in observation.phases
+                for name in observation.phase_metrics
             }
             for green in (True, False)
         )
-        before = {name: set(self.before(links)) for name, links in served.items()}
+        upstream = {name: set(self.upstream(links)) for name, links in served.items()}
         return {
             name: self.metrics(
                 links,
                 {link[0] for link in held[name] if not self.turns_round(link)},
-                set().union(*(before[other] for other in before if other != name)),
+                set().union(*(upstream[other] for other in upstream if other != name)),
                 states[name].count("g"),
             )
             for name, links in served.items()
@@ -388,7 +388,7 @@ class PlainDetection:
         start, end = (self.sumo.lane.getEdgeID(lane) for lane in link[:2])
         return bool(begins(start) == ends(end))
 
-    def before(self, served: Sequence[Sequence[str]]) -> dict[str, float]:
+    def upstream(self, served: Sequence[Sequence[str]]) -> dict[str, float]:
         """Lanes before the stop lines, each with its least distance to one."""
         found = [self.near(start, upstream=True) for start in {link[0] for link in served}]
         return {lane: min(f[lane] for f in found if lane in f) for f in found for lane in f}
@@ -399,7 +399,7 @@ class PlainDetection:
         vehicle, settings = self.sumo.vehicle, self.simulation.settings
         incoming = {link[0] for link in served}
         found = {start: self.near(start, upstream=True) for start in incoming}
-        offset = self.before(served)
+        offset = self.upstream(served)
         free = {lane for start in incoming - held for lane in found[start]}
         exits = [self.near(link[1], upstream=False) for link in served]
         standing: list[str] = []
@@ -481,10 +481,10 @@ def test_observations_are_those_of_the_plainest_count(kind: str, detection_range
         plain = PlainDetection(simulation)
         while not simulation.finished:
             for observation in simulation.due():
-                assert observation.phases == plain.phases(observation)
+                assert observation.phase_metrics == plain.phase_metrics(observation)
                 plan = simulation.plans[observation.junction_id]
                 assert observation.transition_seconds == transition_of(plan, observation.current_phase_id)
-                seen += observation.phases.values()
+                seen += observation.phase_metrics.values()
                 simulation.apply(observation.junction_id, "yes" if random.random() < 0.7 else "no")
             simulation.step()
     for field in dataclasses.fields(PhaseMetrics):

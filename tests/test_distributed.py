@@ -20,7 +20,7 @@ from tiny import tiny_rows, write_dataset
 from grpo.config import GRPOTrainingConfig, SFTDataConfig
 from grpo.sft_data import make_sft_data
 from grpo.system.errors import ModelError
-from grpo.system.ranks import see_one_gpu
+from grpo.system.ranks import use_first_gpu_only
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHES = sorted((ROOT / "config" / "accelerate").glob("*.yaml"))
@@ -77,7 +77,7 @@ BASE: dict[str, Any] = {
     "validation_rows": 8,
     "kl_coeff": 0.1,
 }
-ADAPTERS = {"full_training_below": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+ADAPTERS = {"lora_min_parameters": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
 ALIKE: dict[str, dict[str, Any]] = {
     "exact": {"stage": "train", "config": {**BASE, "estimator": "exact", "validation_rows": 0}},
     "adapters": {"stage": "train", "config": {**BASE, **ADAPTERS, "estimator": "exact", "validation_rows": 0}},
@@ -85,7 +85,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "sft": {
         "stage": "sft",
         "config": {"learning_rate": 0.5, "optim": "sgd", "max_steps": 3, "batch_size": 4, "warmup_steps": 0,
-                   "logging_steps": 1, "format_floor": 0, "max_new_tokens": 12},
+                   "logging_steps": 1, "min_valid_format_rate": 0, "max_new_tokens": 12},
     },
 }  # fmt: skip
 """Jobs that come out alike, whoever does them: nothing is left to random numbers that differ between processes."""
@@ -97,8 +97,8 @@ def trained(answering_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Folder with the results of two processes, NAME-2, and of one with twice the batch, NAME-1."""
     folder = tmp_path_factory.mktemp("several")
     data = write_dataset(folder / "data", tiny_rows(48))
-    make_sft_data(SFTDataConfig(dataset_path=str(data), output_path=str(folder / "sft" / "data.json")))
-    paths = {"train": str(data), "sft": str(folder / "sft" / "data.json")}
+    make_sft_data(SFTDataConfig(dataset_path=str(data), output_dir=str(folder / "sft")))
+    paths = {"train": str(data), "sft": str(folder / "sft" / "sft_dataset.json")}
 
     def placed(job: dict[str, Any], name: str, **changes: Any) -> dict[str, Any]:
         where = {
@@ -208,7 +208,8 @@ def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: P
     out = tmp_path / "out"
     if stage == "train":
         out.mkdir()
-        (out / "manifest.json").write_text("{}")
+        for name in ("manifest.json", "run.json"):
+            (out / name).write_text("{}")
     data = write_dataset(tmp_path / "data", tiny_rows(24)) if stage == "train" else tmp_path / "nowhere.json"
     config = {"model_path": str(random_model), "dataset_path": str(data), "output_dir": str(out), "optim": "sgd"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -217,7 +218,7 @@ def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: P
     lines = [line for _, out, err in done for line in (out + err).splitlines()]
     assert len(lines) == 1, lines
     assert ("holds the result of a finished run" if stage == "train" else "make it with `grpo sft-data`") in lines[0]
-    assert [path.name for path in out.glob("*")] == (["manifest.json"] if stage == "train" else [])
+    assert sorted(path.name for path in out.glob("*")) == (["manifest.json", "run.json"] if stage == "train" else [])
 
 
 def test_settings_count_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,12 +235,12 @@ def test_a_process_without_a_launcher_sees_one_gpu(monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if seen is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-        see_one_gpu()
+        use_first_gpu_only()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == left
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    see_one_gpu()
+    use_first_gpu_only()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 

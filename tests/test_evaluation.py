@@ -18,10 +18,10 @@ from grpo import evaluation
 from grpo.__main__ import main
 from grpo.config import EvaluationConfig
 from grpo.episodes import episode
-from grpo.episodes.episode import Episode, run_episode
+from grpo.episodes.episode import EpisodeSpec, run_episode
 from grpo.episodes.report import MEASURES
 from grpo.episodes.tripinfo import TripMeasures
-from grpo.labels.counterfactual import Horizon
+from grpo.labels.counterfactual import RolloutSpec
 from grpo.models.folder import SHIPPED
 from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
 from grpo.records import Action, Decision, EpisodeResult, Observation
@@ -43,7 +43,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(scenario: Path, output: Path, *flags: object) -> int:
-    argv = ["evaluate", "--scenario", str(scenario), "--output", str(output), *map(str, flags)]
+    argv = ["evaluate", "--scenarios", str(scenario), "--output-dir", str(output), *map(str, flags)]
     return guarded(main, argv)
 
 
@@ -120,7 +120,7 @@ def test_a_broken_scenario_costs_only_its_own_episodes(scenarios: Path, tmp_path
     broken = make_cross(tmp_path / "broken", duration=60, name="broken")
     (tmp_path / "broken" / "broken.rou.xml").write_text('<routes><vehicle id="v" depart="0"><route edges="XY"/>')
     good = scenarios / "cross" / "cross.sumocfg"
-    flags = ("--scenario", broken, "--policy", "fixed_time", "max_pressure", "--seeds", 1)
+    flags = ("--scenarios", broken, "--policy", "fixed_time", "max_pressure", "--seeds", 1)
     assert evaluate(good, tmp_path / "out", *flags) == 2, "the broken one has no result"
     errors = {(e["scenario"], e["policy"]): e["error"] for e in read(tmp_path / "out")["episodes"]}
     assert errors["cross", "fixed_time"] is errors["cross", "max_pressure"] is None
@@ -165,16 +165,16 @@ class Faltering:
     fallbacks = 0
 
     def decide(self, observations: list[Observation]) -> list[Decision]:
-        self.fallbacks += observations[0].time > 100
+        self.fallbacks += observations[0].simulation_time > 100
         return [Decision("no") for _ in observations]
 
 
 def test_what_a_rule_decided_is_not_counted_as_the_models(scenarios: Path, monkeypatch) -> None:
-    config = EvaluationConfig(scenario=[str(scenarios)], policy=["embedded"])
+    config = EvaluationConfig(scenarios=[str(scenarios)], policy=["base"])
     policy = Faltering()
     monkeypatch.setattr(evaluation, "_language_model", lambda name: policy)
     with pytest.raises(ModelError, match=r"no decision at \d+ of \d+ decision points"):
-        evaluation._play(config, ("embedded", "cross", 1), scenarios / "cross" / "cross.sumocfg")
+        evaluation._play(config, ("base", "cross", 1), scenarios / "cross" / "cross.sumocfg")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_what_a_rule_decided_is_not_counted_as_the_models(scenarios: Path, monke
         (["--policy", "max_presure"], "policy: no policy 'max_presure'; did you mean 'max_pressure'?"),
         (["--policy", "model/absent"], "model/absent: no such model folder; make it with `grpo train`"),
         (["--policy", "."], "holds neither config.json"),
-        (["--scenario", "absent.sumocfg"], "absent.sumocfg: no such scenario"),
+        (["--scenarios", "absent.sumocfg"], "absent.sumocfg: no such scenario"),
         (["--max-green", "6"], "max_green: 6 leaves no room"),
         (["--seeds", "one"], "seeds"),
     ],
@@ -212,9 +212,9 @@ def test_every_baseline_drives(name, scenarios: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- with a stand-in for the workers
 
 
-def result(task: tuple[str, str, int], delay: float) -> EpisodeResult:
+def result(key: tuple[str, str, int], delay: float) -> EpisodeResult:
     numbers: dict[str, Any] = dict.fromkeys(MEASURES, 1.0)
-    return EpisodeResult(*task, **numbers | {"avg_delay_s": delay}, gridlocked=False)
+    return EpisodeResult(*key, **numbers | {"avg_delay_s": delay}, gridlocked=False)
 
 
 class Workers:
@@ -226,18 +226,18 @@ class Workers:
         self._error = error or {}
 
     def __call__(self, function: Any, calls: list, **_: Any) -> Iterator[tuple[int, Any, BaseException | None]]:
-        for index, (_, task, _) in enumerate(calls):
+        for index, (_, key, _) in enumerate(calls):
             if len(self.ran) == self._stop_after:
                 raise KeyboardInterrupt
-            self.ran.append(task)
-            error = self._error.get(task[0])
-            yield index, None if error else result(task, 10.0 + task[2]), error
+            self.ran.append(key)
+            error = self._error.get(key[0])
+            yield index, None if error else result(key, 10.0 + key[2]), error
 
 
 @pytest.fixture
 def config(scenarios: Path, tmp_path: Path) -> EvaluationConfig:
     return EvaluationConfig(
-        scenario=[str(scenarios)], policy=["fixed_time", "random"], seeds=[1, 2], output=str(tmp_path / "out")
+        scenarios=[str(scenarios)], policy=["fixed_time", "random"], seeds=[1, 2], output_dir=str(tmp_path / "out")
     )
 
 
@@ -246,7 +246,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(config, monkeypa
     monkeypatch.setattr(evaluation, "run_isolated", first)
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate(config)
-    kept = Path(config.output) / "episodes.jsonl"
+    kept = Path(config.output_dir) / "episodes.jsonl"
     kept.write_text(kept.read_text() + '{"policy": "ran')  # killed in the middle of a line
     second = Workers()
     monkeypatch.setattr(evaluation, "run_isolated", second)
@@ -259,7 +259,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(config, monkeypa
 
 def test_other_settings_or_other_inputs_do_not_go_on(config, monkeypatch, tmp_path) -> None:
     mine = make_cross(tmp_path / "mine", duration=60)
-    config = replace(config, scenario=[str(mine)])
+    config = replace(config, scenarios=[str(mine)])
     for change in (lambda: None, lambda: mine.with_name("cross.rou.xml").write_text("<routes/>")):
         change()
         workers = Workers(stop_after=2)
@@ -277,7 +277,7 @@ def test_failed_episodes_are_tried_again(config, monkeypatch) -> None:
     again = Workers()
     monkeypatch.setattr(evaluation, "run_isolated", again)
     evaluation.evaluate(config)
-    assert [task for task in again.ran if task[0] == "fixed_time"] == [
+    assert [key for key in again.ran if key[0] == "fixed_time"] == [
         ("fixed_time", scenario, seed) for scenario in ("cross", "pair") for seed in (1, 2)
     ]
 
@@ -317,8 +317,8 @@ def test_unknown_policies_are_refused(policy, error, config) -> None:
 
 
 @pytest.fixture(scope="module")
-def cross_episode(scenarios: Path) -> Episode:
-    return Episode(scenarios / "cross" / "cross.sumocfg", 1, "controlled", SignalSettings(), -1)
+def cross_episode(scenarios: Path) -> EpisodeSpec:
+    return EpisodeSpec(scenarios / "cross" / "cross.sumocfg", 1, "controlled", SignalSettings(), -1)
 
 
 class Stubborn:
@@ -338,21 +338,21 @@ class Stubborn:
 def test_lights_due_in_one_second_are_one_batch(scenarios: Path) -> None:
     policy = Stubborn()
     drive = run_episode(
-        Episode(scenarios / "pair" / "pair.sumocfg", 1, "controlled", SignalSettings(), -1), policy, timeout_s=60
+        EpisodeSpec(scenarios / "pair" / "pair.sumocfg", 1, "controlled", SignalSettings(), -1), policy, timeout_s=60
     )
-    assert all(len({seen.time for seen in batch}) == 1 for batch in policy.batches)
+    assert all(len({seen.simulation_time for seen in batch}) == 1 for batch in policy.batches)
     assert max(map(len, policy.batches)) == 2
     assert drive.decisions == sum(map(len, policy.batches))
     assert len(drive.batch_ms) == len(policy.batches)
 
 
-def test_an_episode_does_not_depend_on_what_its_process_did_before(cross_episode: Episode) -> None:
+def test_an_episode_does_not_depend_on_what_its_process_did_before(cross_episode: EpisodeSpec) -> None:
     policy = make_rule_policy("delay_balance", seed=0)
     drives = [run_episode(cross_episode, policy, timeout_s=60).measures for _ in range(2)]
     assert drives[0] == drives[1]
 
 
-def test_a_policy_that_fails_is_not_blamed_on_the_simulation(cross_episode: Episode) -> None:
+def test_a_policy_that_fails_is_not_blamed_on_the_simulation(cross_episode: EpisodeSpec) -> None:
     with pytest.raises(ValueError, match="no idea"):
         run_episode(cross_episode, Stubborn(ValueError("no idea")), timeout_s=60)
 
@@ -383,7 +383,7 @@ def test_time_to_teleport_reaches_sumo(scenarios: Path, tmp_path: Path) -> None:
     settings = SignalSettings(max_green=3000)
     jam = make_cross(tmp_path, duration=300, veh_per_hour={"WC CE": 400, "NC CS": 400})
     teleports = {
-        seconds: run_episode(Episode(jam, 1, "controlled", settings, seconds), Stubborn(), timeout_s=60)
+        seconds: run_episode(EpisodeSpec(jam, 1, "controlled", settings, seconds), Stubborn(), timeout_s=60)
         for seconds in (-1, 60)
     }
     assert teleports[-1].measures.teleports == 0
@@ -408,13 +408,13 @@ class Asked:
 
 def test_a_run_that_forks_is_the_run_that_takes_the_same_decisions(scenarios: Path, tmp_path: Path) -> None:
     """Branches must leave no trace in the output files, whose buffers run full in them."""
-    searching = Episode(
+    searching = EpisodeSpec(
         scenarios / "pair" / "pair.sumocfg",
         1,
         "controlled",
         SignalSettings(),
         -1,
-        Horizon("delay_balance", 30, "network"),
+        RolloutSpec("delay_balance", 30, "network"),
     )
     folders = tmp_path / "forking", tmp_path / "plain"
     for folder in folders:
@@ -451,7 +451,7 @@ def test_delay_is_the_published_definition(name, program, delay_s) -> None:
     if not sumocfg.exists():
         pytest.skip(f"{sumocfg.parent} is not here")
     delays = [
-        run_episode(Episode(sumocfg, seed, program, SignalSettings(), -1), None, timeout_s=120).measures.avg_delay_s
+        run_episode(EpisodeSpec(sumocfg, seed, program, SignalSettings(), -1), None, timeout_s=120).measures.avg_delay_s
         for seed in (1, 2, 3)
     ]
     assert sum(delays) / 3 == pytest.approx(delay_s, abs=0.2)

@@ -151,7 +151,7 @@ def test_sampled_kl_averages_to_it(config: GRPOTrainingConfig) -> None:
     sampled.model.load_state_dict(exact.model.state_dict())
     inputs = exact._prepare_inputs(list(rows))
     theirs: Any = 0.0
-    for place in inputs["places"][0].tolist():
+    for place in inputs["positions"][0].tolist():
         vocabulary = exact.model.config.vocab_size
         batch = {
             "prompt_ids": inputs["input_ids"][:, : place + 1].expand(vocabulary, -1),
@@ -166,7 +166,7 @@ def test_sampled_kl_averages_to_it(config: GRPOTrainingConfig) -> None:
             batch["ref_per_token_logps"] = log_probabilities(sampled, batch)
             sampled.model = policy
             batch["completion_mask"] = log_probabilities(sampled, batch).exp()  # the mask weighs each token
-        theirs += gradient(sampled, sampled._compute_loss(sampled.model, batch)) / inputs["places"].shape[1]
+        theirs += gradient(sampled, sampled._compute_loss(sampled.model, batch)) / inputs["positions"].shape[1]
     ours = gradient(exact, exact.compute_loss(exact.model, inputs))
     exact.beta = 0.0
     ours -= gradient(exact, exact.compute_loss(exact.model, inputs))
@@ -188,7 +188,7 @@ def test_what_prompts_share_stands_in_a_pass_once(
     config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     """The same loss and gradient as of whole prompts."""
-    monkeypatch.setattr("grpo.models.answer_tokens.WORTH_SHARING", 1)
+    monkeypatch.setattr("grpo.models.answer_tokens.MIN_SHARED_TOKENS", 1)
     shares, rows, _ = make(dataclasses.replace(config, gradient_checkpointing=checkpointing))
     read: list[torch.Size] = []
     shares.model.model.register_forward_pre_hook(
@@ -197,7 +197,7 @@ def test_what_prompts_share_stands_in_a_pass_once(
     inputs = shares._prepare_inputs(list(rows))
     ours = shares.compute_loss(shares.model, inputs)
     shared = gradient(shares, ours)
-    length, shares._shared = shares._shared, 0
+    length, shares._prefix_length = shares._prefix_length, 0
     theirs = shares.compute_loss(shares.model, inputs)
     width = inputs["input_ids"].shape[1]
     assert length and read[0] == (1, length + PROMPTS * (width - length)) and read[-1] == (PROMPTS, width)
@@ -210,7 +210,7 @@ def test_rows_that_are_all_alike_share_all_but_their_last_token(config: GRPOTrai
     rows = [dataclasses.replace(row, id=str(number)) for number in range(PROMPTS)]
     trainer, data, _ = make(dataclasses.replace(config, dataset_path=str(write_dataset(tmp_path / "alike", rows))))
     inputs = trainer._prepare_inputs(list(data))
-    assert trainer._shared == inputs["places"][0, 0]
+    assert trainer._prefix_length == inputs["positions"][0, 0]
     assert torch.isfinite(trainer.compute_loss(trainer.model, inputs))
 
 
@@ -221,7 +221,7 @@ def test_in_16_bits_adapters_read_what_autocast_gives_them(
     monkeypatch.setattr(
         "grpo.models.loading.precision_arguments", lambda _: {"use_cpu": True, "bf16": True, "fp16": False}
     )
-    trainer, rows, _ = make(dataclasses.replace(config, lora_rank=4, full_training_below=0))
+    trainer, rows, _ = make(dataclasses.replace(config, lora_rank=4, lora_min_parameters=0))
     layer = next(module for module in trainer.model.modules() if isinstance(module, LoraLayer))
     casts: list[bool] = []
     layer.register_forward_hook(lambda *_: casts.append(layer.cast_input_dtype_enabled))

@@ -19,18 +19,18 @@ from grpo import export as module
 from grpo.__main__ import main
 from grpo.config import ExportConfig, GRPOTrainingConfig, SFTTrainingConfig
 from grpo.export import COIN_MARGIN, adapter_of, compare, export
-from grpo.models.folder import SHIPPED, base_of, is_adapter, prompt_form_of, resolve_model
+from grpo.models.folder import SHIPPED, base_of, is_adapter, prompt_format_of, resolve_model
 from grpo.models.gguf_file import FileTokenizer, load_gguf
 from grpo.models.loading import load_for_inference, load_for_training, save_merged
 from grpo.policies.torch_scorer import make_policy
-from grpo.prompt_builder import PHASE_FIELDS, PromptForm, ask
+from grpo.prompt_builder import PHASE_FIELDS, PromptFormat, ask
 from grpo.records import GRPODataEntry
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, ModelError, OutputError, UnreliableError
 from grpo.training import train_grpo
 
-FORM = PromptForm("zh", ("lanes", "queue", "wait"))
-LORA: dict[str, Any] = {"lora_rank": 4, "full_training_below": 0, "lora_target_modules": ["q_proj", "down_proj"]}
+FORMAT = PromptFormat("zh", ("lanes", "queue", "wait"))
+LORA: dict[str, Any] = {"lora_rank": 4, "lora_min_parameters": 0, "lora_target_modules": ["q_proj", "down_proj"]}
 
 
 @pytest.fixture(autouse=True)
@@ -54,20 +54,22 @@ def trained_on(start: Path, folder: Path) -> Path:
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    save_merged(loaded.model, loaded.tokenizer, folder, form=FORM)
+    save_merged(loaded.model, loaded.tokenizer, folder, prompt_format=FORMAT)
     manifest = {"stage": "sft", "settings": {"model_path": str(start), **LORA}, "versions": {}, "git_commit": None}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "agreement": 0.875}))
     return folder
 
 
-def config(model: Path | str, output: Path, form: str = "merged_16bit", **changes: Any) -> ExportConfig:
-    return ExportConfig(**{"model": str(model), "output": str(output), "format": form, "rows": 24, **changes})
+def config(model: Path | str, output: Path, fmt: str = "merged_16bit", **changes: Any) -> ExportConfig:
+    return ExportConfig(
+        **{"model_path": str(model), "output_dir": str(output), "format": fmt, "validation_rows": 24, **changes}
+    )
 
 
-def logits(model: Any, tokenizer: Any, form: PromptForm = FORM) -> Any:
+def logits(model: Any, tokenizer: Any, prompt_format: PromptFormat = FORMAT) -> Any:
     import torch
 
-    prompts = [ask(tiny_observation(random.Random(seed)), form) for seed in range(6)]
+    prompts = [ask(tiny_observation(random.Random(seed)), prompt_format) for seed in range(6)]
     texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     with torch.no_grad():
@@ -100,7 +102,7 @@ def test_the_shipped_model_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = export(config("pretrained", tmp_path / "out"))
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
-    assert prompt_form_of(folder) == prompt_form_of(SHIPPED["pretrained"])
+    assert prompt_format_of(folder) == prompt_format_of(SHIPPED["pretrained"])
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     got = logits(plain, AutoTokenizer.from_pretrained(folder))
     assert torch.allclose(got, logits(*load_for_inference("pretrained", "cpu")), atol=0.05)
@@ -128,14 +130,14 @@ def test_a_large_model_is_stored_as_it_computes(random_model: Path, tmp_path: Pa
     monkeypatch.setattr("grpo.models.loading._SMALL", 1)
     folder = export(config(random_model, tmp_path / "out", max_differing=24))
     assert json.loads((folder / "manifest.json").read_text())["weights"] == "bfloat16"
-    assert prompt_form_of(folder) is None  # nothing says what the source was taught, and nothing is made up
+    assert prompt_format_of(folder) is None  # nothing says what the source was taught, and nothing is made up
     assert "nothing says what the model was taught" in (folder / "README.md").read_text()
 
 
 def test_weights_beyond_fp16_are_stored_as_bf16(random_model: Path, tmp_path: Path) -> None:
     model, tokenizer = load_for_inference(str(random_model), "cpu")
     model.model.norm.weight[0] = 1e5
-    save_merged(model, tokenizer, tmp_path / "m", form=FORM)
+    save_merged(model, tokenizer, tmp_path / "m", prompt_format=FORMAT)
     folder = export(config(tmp_path / "m", tmp_path / "out", max_differing=24))
     assert json.loads((folder / "manifest.json").read_text())["weights"] == "bfloat16"
 
@@ -167,7 +169,7 @@ def test_a_lora_training_keeps_its_adapter(answering_model: Path, dataset: Path,
     got = logits(PeftModel.from_pretrained(base, trained / "adapter").eval(), tokenizer)
     assert torch.allclose(got, logits(merged, tokenizer), atol=1e-4)
     assert (got - start).abs().max() > 1e-2
-    folder = export(config(trained, tmp_path / "out", "adapter", states=str(dataset)))
+    folder = export(config(trained, tmp_path / "out", "adapter", dataset_path=str(dataset)))
     gate = json.loads((folder / "manifest.json").read_text())["gate"]
     assert (gate["states"], gate["differing"], gate["states_from"]) == (24, 0, str(dataset))
 
@@ -176,7 +178,7 @@ def test_an_exported_adapter(lora_model: Path, tmp_path: Path, monkeypatch: pyte
     import torch
 
     folder = export(config(lora_model, tmp_path / "out", "adapter"))
-    assert is_adapter(str(folder)) and prompt_form_of(folder) == FORM
+    assert is_adapter(str(folder)) and prompt_format_of(folder) == FORMAT
     assert not (folder / "model.safetensors").exists()
     expected = logits(*load_for_inference(str(lora_model), "cpu"))
     assert torch.allclose(logits(*load_for_inference(str(folder), "cpu")), expected, atol=1e-4)
@@ -186,10 +188,10 @@ def test_an_exported_adapter(lora_model: Path, tmp_path: Path, monkeypatch: pyte
     run_readme(folder, monkeypatch)
 
 
-@pytest.mark.parametrize("form", ["adapter", "merged_16bit"])
-def test_the_adapter_of_a_model_is_a_model_too(lora_model: Path, tmp_path: Path, form: str) -> None:
-    folder = export(config(lora_model / "adapter", tmp_path / "out", form))
-    assert is_adapter(str(folder)) is (form == "adapter")
+@pytest.mark.parametrize("fmt", ["adapter", "merged_16bit"])
+def test_the_adapter_of_a_model_is_a_model_too(lora_model: Path, tmp_path: Path, fmt: str) -> None:
+    folder = export(config(lora_model / "adapter", tmp_path / "out", fmt))
+    assert is_adapter(str(folder)) is (fmt == "adapter")
     assert "### grpo sft" in (folder / "README.md").read_text()  # the record lies one folder up
 
 
@@ -234,15 +236,21 @@ def test_the_shipped_model_as_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     folder = export(config("pretrained", tmp_path / "out", "gguf"))
     model, tokenizer = load_for_inference("pretrained", "cpu")
-    form = prompt_form_of(SHIPPED["pretrained"])
-    assert form is not None
+    prompt_format = prompt_format_of(SHIPPED["pretrained"])
+    assert prompt_format is not None
     read = FileTokenizer(folder / "model.gguf")
-    got, expected = logits(load_gguf(folder / "model.gguf"), read, form), logits(model, tokenizer, form)
+    got, expected = (
+        logits(load_gguf(folder / "model.gguf"), read, prompt_format),
+        logits(model, tokenizer, prompt_format),
+    )
     assert torch.allclose(got, expected, atol=0.05)
     assert run_readme(folder, monkeypatch) == json.loads((folder / "example.json").read_text())["answer"] + "\n"
 
-    times = [replace(tiny_observation(random.Random(0)), time=float(seconds)) for seconds in (7, 3600, 86405, 100000)]
-    prompts = [ask(seen, form) for seen in times]
+    times = [
+        replace(tiny_observation(random.Random(0)), simulation_time=float(seconds))
+        for seconds in (7, 3600, 86405, 100000)
+    ]
+    prompts = [ask(seen, prompt_format) for seen in times]
     texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
     assert texts == read.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
     assert read(texts)["input_ids"] == tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -263,7 +271,7 @@ def test_what_gguf_cannot_say_of_the_tokenizer_is_counted(tmp_path: Path, capsys
 
     rows = [renamed(row, name) for name in ("1230456", "123456") for row in tiny_rows(2)]
     write_dataset(tmp_path / "data", rows)
-    folder = export(config("pretrained", tmp_path / "out", "gguf", states=str(tmp_path / "data")))
+    folder = export(config("pretrained", tmp_path / "out", "gguf", dataset_path=str(tmp_path / "data")))
     assert json.loads((folder / "manifest.json").read_text())["gate"]["prompts_read_differently"] == 2
     assert "2 of the 4 prompts are split into other tokens" in (folder / "README.md").read_text()
     assert "2 of the prompts are split into other tokens" in capsys.readouterr().err
@@ -337,18 +345,22 @@ def test_decisions_are_compared() -> None:
     assert (broken.differing, broken.largest_difference) == (1, None)
 
 
-@pytest.mark.parametrize("form", ["merged_16bit", "gguf", "adapter"])
+@pytest.mark.parametrize("fmt", ["merged_16bit", "gguf", "adapter"])
 def test_an_export_that_decides_otherwise_is_not_finished(
-    form: str, lora_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fmt: str,
+    lora_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    writer = {"merged_16bit": "save_merged", "gguf": "write_gguf", "adapter": "save_tokenizer"}[form]
+    writer = {"merged_16bit": "save_merged", "gguf": "write_gguf", "adapter": "save_tokenizer"}[fmt]
     write = getattr(module, writer)
 
     def corrupt(first: Any, second: Any, folder: Path, *rest: Any, **named: Any) -> None:
         first.model.norm.weight.mul_(-1)  # turns every decision around
         write(first, second, folder, *rest, **named)
 
-    def corrupt_adapter(tokenizer: Any, folder: Path, taught: PromptForm | None) -> None:
+    def corrupt_adapter(tokenizer: Any, folder: Path, taught: PromptFormat | None) -> None:
         from safetensors.torch import load_file, save_file
 
         weights = load_file(folder / "adapter_model.safetensors")
@@ -356,8 +368,18 @@ def test_an_export_that_decides_otherwise_is_not_finished(
         save_file(wrong, folder / "adapter_model.safetensors")
         write(tokenizer, folder, taught)
 
-    monkeypatch.setattr(module, writer, corrupt_adapter if form == "adapter" else corrupt)
-    argv = ["export", "--model", str(lora_model), "--format", form, "--output", str(tmp_path / "out"), "--rows", "30"]
+    monkeypatch.setattr(module, writer, corrupt_adapter if fmt == "adapter" else corrupt)
+    argv = [
+        "export",
+        "--model-path",
+        str(lora_model),
+        "--format",
+        fmt,
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--validation-rows",
+        "30",
+    ]
     assert guarded(main, argv) == UnreliableError.exit_code == 3
     seen = capsys.readouterr()
     assert seen.out == "" and names(tmp_path / "out") == {"run.json"}
@@ -381,10 +403,10 @@ def test_differing_decisions_may_be_allowed(
 
 def test_a_model_that_does_not_decide(random_model: Path, tmp_path: Path) -> None:
     model, tokenizer = load_for_inference(str(random_model), "cpu")
-    save_merged(model, tokenizer, tmp_path / "m", form=FORM)
+    save_merged(model, tokenizer, tmp_path / "m", prompt_format=FORMAT)
     model.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        save_merged(model, tokenizer, tmp_path / "again", form=FORM)
+        save_merged(model, tokenizer, tmp_path / "again", prompt_format=FORMAT)
     model.save_pretrained(tmp_path / "m")
     with pytest.raises(ModelError, match="not finite"):
         export(config(tmp_path / "m", tmp_path / "out"))
@@ -401,7 +423,7 @@ def test_a_killed_export_can_be_told_from_a_finished_one(
         shutil.copyfile(part / "README.md", folder / "README.md")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "move_in", die)
+    monkeypatch.setattr(module, "publish", die)
     settings = config(lora_model, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         export(settings)
@@ -421,8 +443,8 @@ def test_what_is_refused_leaves_nothing_behind(random_model: Path, tmp_path: Pat
     with pytest.raises(ModelError, match="no such model folder"):
         export(config(tmp_path / "absent", out))
     with pytest.raises(DataError, match="no such dataset"):
-        export(config(random_model, out, states=str(tmp_path / "absent")))
-    with pytest.raises(ConfigError, match="also the model"):
+        export(config(random_model, out, dataset_path=str(tmp_path / "absent")))
+    with pytest.raises(ConfigError, match="is also model_path"):
         export(config(random_model, random_model))
     assert not out.exists()
 
@@ -436,7 +458,7 @@ def test_recorded_states_are_taken_where_they_are(
     states, origin = module._states(config(random_model, tmp_path))
     assert (len(states), origin) == (24, "data/grpo_datasets")
     assert states == module._states(config(random_model, tmp_path))[0]
-    assert module._states(config(random_model, tmp_path, states="random"))[1] == "random, seed 42"
+    assert module._states(config(random_model, tmp_path, dataset_path="random"))[1] == "random, seed 42"
 
 
 # The card
@@ -448,7 +470,7 @@ def test_the_card_says_what_the_model_is(lora_model: Path, random_model: Path, t
     assert f"base model: `{random_model}`" in text and f"exported from: `{lora_model}`" in text
     assert "license: that of the model it was made from" in text and "apache" not in text
     assert "Prompt language: zh." in text
-    for field in FORM.fields:
+    for field in FORMAT.fields:
         assert f"- `{field}`: {PHASE_FIELDS[field]['en']}" in text
     assert "| agreement | 0.875 |" in text and "| lora_rank | 4 |" in text
     assert '{"extend": "yes"}' in text and "0 decisions differ" in text

@@ -288,11 +288,11 @@ WRITER = """
 import sys
 from pathlib import Path
 from grpo.config import GRPOConfig
-from grpo.labels.run import Task, label_run
+from grpo.labels.run import LabelRun, label_run
 
 sumocfg, output = map(Path, sys.argv[1:])
 config = GRPOConfig(output_dir=str(output), seeds=[1, 2], sample_fraction=0.3, horizon_seconds=20)
-label_run(config, Task("pair", sumocfg, 1, output), 1)
+label_run(config, LabelRun("pair", sumocfg, 1, output), 1)
 """
 
 
@@ -344,7 +344,7 @@ def leave_behind(place: Place) -> None:
     """What a kill at two moments that are too short to be met by chance leaves behind."""
     for part in place.parts():
         part.with_suffix(".jsonl").touch()  # between a part and the end of its journal
-        part.with_suffix(".json.1.part").touch()  # while a file was written
+        part.with_name(f".{part.name}.{'0' * 32}.scu-tsc").touch()  # while a file was written
 
 
 def alive_at_the_moment(

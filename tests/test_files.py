@@ -21,7 +21,7 @@ import pytest
 
 from grpo.system import files
 from grpo.system.errors import OutputError
-from grpo.system.files import claim_output, write_json, write_json_list, write_manifest, write_text
+from grpo.system.files import claim_output, temporary_name, write_json, write_json_list, write_manifest, write_text
 
 SETTINGS = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
 
@@ -51,10 +51,78 @@ def test_fresh_folder_is_made_with_the_settings(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["run.json"]
 
 
-def test_folder_that_holds_other_things_is_used_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep me")
-    assert start(tmp_path) is False
-    assert (tmp_path / "mine.txt").read_text() == "keep me"
+@pytest.mark.parametrize(
+    "others", [["mine.txt"], ["manifest.json"], ["film.mkv.part"], ["a/b.part", "c", "d", "e"]], ids=str
+)
+@pytest.mark.parametrize("if_finished", ["stop", "move_aside"])
+def test_folder_of_somebody_else_is_left_as_it_is(others: list[str], if_finished: str, tmp_path: Path) -> None:
+    for name in others:
+        (tmp_path / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "theirs" / name).write_text("keep me")
+    before = contents(tmp_path)
+    with pytest.raises(
+        OutputError, match=r"theirs: holds other files \(.*\) and no run\.json; choose a folder of its own"
+    ):
+        start(tmp_path / "theirs", if_finished=if_finished)
+    assert contents(tmp_path) == before
+
+
+def test_hidden_files_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".gitkeep").touch()
+    assert start(tmp_path) is False and (tmp_path / ".gitkeep").exists()
+
+
+def test_only_our_own_temporary_files_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(folder)
+    ours = [temporary_name(folder / name) for name in ("a.json", "deep/b.json")]
+    theirs = [folder / name for name in ("film.mkv.part", ".a.json.0.scu-tsc", "deep/x.part", f"a.{'0' * 32}.part")]
+    for path in ours + theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    temporary_name(folder / "model").mkdir()
+    assert start(folder) is True
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted([*theirs, folder / "run.json"])
+    assert not any(path.is_dir() for path in folder.glob(".*"))
+
+
+def test_a_folder_that_holds_what_the_run_reads_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(folder)
+    (folder / "my.sumocfg").touch()
+    finish(folder)
+    before = contents(tmp_path)
+    for path in (folder / "my.sumocfg", folder):
+        with pytest.raises(OutputError, match=r"run: holds .*, which is read; choose another folder to write to"):
+            claim_output(folder, SETTINGS, if_finished="move_aside", reads=[tmp_path / "absent", path])
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [".", "..", "../run", "../run/deep/.."])
+def test_the_current_folder_is_never_moved(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep").rmdir()
+    start(folder)
+    (folder / "deep").mkdir()
+    monkeypatch.chdir(folder / "deep" if name == ".." else folder)
+    assert start(Path(name)) is True
+    finish(folder)
+    before = contents(tmp_path)
+    for changes in ({}, {"seed": 2}):
+        with pytest.raises(OutputError, match="is the current folder, which cannot be moved aside"):
+            start(Path(name), if_finished="move_aside", **changes)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_goes_while_it_is_written_is_not_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(folder)
+    folder.rename(tmp_path / "elsewhere")
+    for write in (lambda: write_text(folder / "a" / "b.txt", "x"), lambda: finish(folder)):
+        with pytest.raises(OutputError, match="its folder was moved or deleted while it was written"):
+            write()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_workers": 1}, {"if_finished": "move_aside"}], ids=str)
@@ -68,13 +136,19 @@ def test_interrupted_run_with_the_same_settings_goes_on(changes: dict[str, Any],
 
 
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"scenarios": ["a"]}, {"new": 1}], ids=str)
-def test_interrupted_run_with_other_settings_is_moved_aside(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_interrupted_run_with_other_settings_is_moved_aside(
+    changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     start(folder)
     write_text(folder / "part.json", "half")
     before = contents(folder)
     assert start(folder, **changes) is False
     assert contents(tmp_path / "run.1") == before
+    said = capsys.readouterr().err
+    assert (
+        said == f"note: {folder}: held an unfinished run with other {next(iter(changes))}; it is kept as {folder}.1\n"
+    )
     assert json.loads((folder / "run.json").read_text()) == SETTINGS | changes
     assert not (folder / "part.json").exists()
 
@@ -234,7 +308,7 @@ CLAIM = (
 def test_folder_without_permission() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
         folder = Path(name)
-        write_text(folder / "run" / "result.txt", "earlier")
+        write_text(folder / "run" / ".result.txt", "earlier")
         for path in (folder / "run", folder):
             path.chmod(0o555)
         for place in (folder / "run", folder / "new", folder / "deep" / "new"):
@@ -243,7 +317,7 @@ def test_folder_without_permission() -> None:
             assert re.fullmatch(
                 rf"error: {place}\S*: cannot be written \(Permission denied\); free the disk or .*\n", done.stderr
             )
-        assert contents(folder) == {"run/result.txt": b"earlier"}
+        assert contents(folder) == {"run/.result.txt": b"earlier"}
         for path in (folder, folder / "run"):
             path.chmod(0o755)
 

@@ -15,7 +15,7 @@ from networks import make_cross, make_pair
 from grpo.__main__ import main as grpo
 from grpo.config import GRPOConfig
 from grpo.generate import generate
-from grpo.labels.counterfactual import Counterfactuals, Horizon, drive, simulate_actions
+from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive, simulate_actions
 from grpo.labels.replay import simulate_rows
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.policies.language_model import LanguageModelPolicy
@@ -58,7 +58,7 @@ def test_labels_under_a_language_model_are_verified_and_the_same_again(scenario:
 
 def test_either_policy_matters_and_a_folder_is_as_good_as_a_name(scenario: Path, tmp_path: Path) -> None:
     def one(name: str, **changes: Any) -> list[GRPODataEntry]:
-        make_data(scenario, tmp_path / name, exploration=0.0, verify_fraction=0.0, **changes)
+        make_data(scenario, tmp_path / name, exploration_rate=0.0, verify_fraction=0.0, **changes)
         return rows_of(tmp_path / name)
 
     def instants(rows: list[GRPODataEntry]) -> list[Any]:
@@ -75,7 +75,7 @@ def test_either_policy_matters_and_a_folder_is_as_good_as_a_name(scenario: Path,
 
 @pytest.mark.parametrize("futures", [1, 2])
 def test_the_fast_engine_gives_what_a_branch_for_each_action_gives(futures: int, tmp_path: Path) -> None:
-    horizon = Horizon(PRETRAINED, 20, "network", futures)
+    horizon = RolloutSpec(PRETRAINED, 20, "network", futures)
     policy = horizon.policy()
     assert isinstance(policy, LanguageModelPolicy)
     random = Random(2)

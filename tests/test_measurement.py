@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from networks import make_cross, make_pair
 
-from grpo.episodes.episode import Episode, run_episode
+from grpo.episodes.episode import EpisodeSpec, run_episode
 from grpo.labels.counterfactual import drive
 from grpo.policies.rules import make_rule_policy
 from grpo.records import Outcome, time_text
@@ -41,7 +41,7 @@ def test_arrivals_are_those_of_every_step(step: str, tmp_path: Path) -> None:
     sumocfg = with_options(make_cross(tmp_path), f'<step-length value="{step}"/>')
     with TrafficSimulation(sumocfg, seed=1) as simulation:
         (outcome,) = measured(simulation, [None], 300)
-    trips = run_episode(Episode(sumocfg, 1, "controlled", SignalSettings(), -1), POLICY, timeout_s=100).measures
+    trips = run_episode(EpisodeSpec(sumocfg, 1, "controlled", SignalSettings(), -1), POLICY, timeout_s=100).measures
     assert outcome.arrivals == trips.throughput_veh > 50
 
 
@@ -78,8 +78,8 @@ def test_a_planned_stop_is_no_queue_and_nobody_waits_for_a_vehicle_without_passe
         assert simulation.events.stopped == {"bus", "parked"}
         observation = simulation._observe("C")
     assert outcome == Outcome(0, 0, 0, 0, 0, 0, 0), "they stand where they were to stand"
-    assert all(phase.queue == phase.approaching == phase.wait == 0 for phase in observation.phases.values())
-    trips = run_episode(Episode(sumocfg, 1, "controlled", SignalSettings(), -1), POLICY, timeout_s=100).measures
+    assert all(phase.queue == phase.approaching == phase.wait == 0 for phase in observation.phase_metrics.values())
+    trips = run_episode(EpisodeSpec(sumocfg, 1, "controlled", SignalSettings(), -1), POLICY, timeout_s=100).measures
     assert (trips.not_inserted_veh, trips.throughput_veh) == (0, 1)
     assert trips.avg_delay_s < 30, "not the whole run for the one that never set out"
 
@@ -105,7 +105,7 @@ def test_people_on_foot_stand_in_the_measures(tmp_path: Path) -> None:
         total, near = measured(simulation, [None, simulation.neighbourhood(light)], 200)
         assert simulation.judge_signals() == ([], [])
     assert total.waiting_pers_s >= near.waiting_pers_s > 50
-    trips = run_episode(Episode(sumocfg, 1, "controlled", SignalSettings(), -1), POLICY, timeout_s=100).measures
+    trips = run_episode(EpisodeSpec(sumocfg, 1, "controlled", SignalSettings(), -1), POLICY, timeout_s=100).measures
     assert trips.people == 75 and trips.avg_people_waiting_s > 1
 
 

@@ -36,11 +36,11 @@ def write_run(folder: Path, shard: str = "1/1", *, rows: list[GRPODataEntry] = R
     """Write a finished run, or its share, as ``grpo generate`` leaves it; scenarios are in ``folder/../scenarios``."""
     number, count = map(int, shard.split("/"))
     config = GRPOConfig(output_dir=str(folder), shard=shard, seeds=[3, 1, 2], scenarios=["scenarios"], **changes)
-    tasks = TASKS[number - 1 :: count]
+    runs = TASKS[number - 1 :: count]
     counts = {}
-    for name in dict.fromkeys(name for name, _ in tasks):
+    for name in dict.fromkeys(name for name, _ in runs):
         sumocfg = os.path.relpath(folder.parent / "scenarios" / f"{name}.sumocfg", folder / name)
-        own = [row_to_json(replace(row, sumocfg=sumocfg)) for row in rows if (row.scenario, row.seed) in tasks]
+        own = [row_to_json(replace(row, sumocfg=sumocfg)) for row in rows if (row.scenario, row.seed) in runs]
         own = [row for row in own if row["scenario"] == name]
         write_json(folder / name / "grpo_dataset.json", own)
         counts[name] = {
@@ -48,16 +48,16 @@ def write_run(folder: Path, shard: str = "1/1", *, rows: list[GRPODataEntry] = R
             "extend_is_better": sum(row["best_action"] == "yes" for row in own),
             "without_outcomes": sum(row["outcomes"] is None for row in own),
         }
-    for name, seed in tasks:
+    for name, seed in runs:
         write_json(folder / name / "states" / f"seed-{seed}.json", {"seed": seed, "decisions": {"5": {"绿": "yes"}}})
     results: dict[str, Any] = {
         "rows": sum(count["rows"] for count in counts.values()),
-        "tasks": [list(task) for task in TASKS],
+        "tasks": [list(run) for run in TASKS],
         "scenarios": counts,
-        "failures": [{"scenario": name, "seed": seed, "error": "-", "rows": 0} for name, seed in tasks if seed == 1],
-        "quarantined": [{"row": f"{name}-{seed}", "cause": "-"} for name, seed in tasks if seed == 2],
-        "retried": len(tasks),
-        "verified": 2 * len(tasks),
+        "failures": [{"scenario": name, "seed": seed, "error": "-", "rows": 0} for name, seed in runs if seed == 1],
+        "quarantined": [{"row": f"{name}-{seed}", "cause": "-"} for name, seed in runs if seed == 2],
+        "retried": len(runs),
+        "verified": 2 * len(runs),
         "mismatches": [],
     }
     write_json(folder / "run.json", config.to_dict())

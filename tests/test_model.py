@@ -14,7 +14,7 @@ from tiny import tiny_rows
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.learning.checkpoints import checkpoint_to_resume, newest_checkpoint
 from grpo.models import loading as module
-from grpo.models.folder import SHIPPED, prompt_form_of, resolve_model
+from grpo.models.folder import SHIPPED, prompt_format_of, resolve_model
 from grpo.models.loading import (
     choose_backend,
     choose_optimizer,
@@ -22,7 +22,7 @@ from grpo.models.loading import (
     load_for_training,
     save_merged,
 )
-from grpo.prompt_builder import PromptForm, build_messages
+from grpo.prompt_builder import PromptFormat, build_messages
 from grpo.system.errors import ConfigError, ModelError, OutputError
 from grpo.system.files import disk_errors
 
@@ -148,7 +148,7 @@ def test_small_models_train_in_full(random_model: Path) -> None:
 
 @pytest.mark.parametrize(("rank", "below", "lora"), [(4, 0, True), (0, 0, False), (4, 10**9, False)])
 def test_lora_is_attached_from_the_given_size_on(random_model: Path, rank: int, below: int, lora: bool) -> None:
-    config = GRPOTrainingConfig(model_path=str(random_model), lora_rank=rank, full_training_below=below)
+    config = GRPOTrainingConfig(model_path=str(random_model), lora_rank=rank, lora_min_parameters=below)
     assert hasattr(load_for_training(config).model, "peft_config") is lora
 
 
@@ -166,7 +166,7 @@ def test_attention_that_plans_every_shape_is_off(random_model: Path, use: str) -
 
 
 def test_lora_modules_that_the_model_has_not(random_model: Path) -> None:
-    config = SFTTrainingConfig(model_path=str(random_model), full_training_below=0, lora_target_modules=["nothing"])
+    config = SFTTrainingConfig(model_path=str(random_model), lora_min_parameters=0, lora_target_modules=["nothing"])
     with pytest.raises(ModelError, match="lora_target_modules"):
         load_for_training(config)
 
@@ -177,7 +177,7 @@ def test_merged_model_equals_adapter_and_adapter_folder(random_model: Path, tmp_
 
     settings: dict[str, Any] = {
         "lora_rank": 4,
-        "full_training_below": 0,
+        "lora_min_parameters": 0,
         "lora_target_modules": ["q_proj", "down_proj"],
     }
     loaded = load_for_training(SFTTrainingConfig(model_path=str(random_model), **settings))
@@ -186,10 +186,10 @@ def test_merged_model_equals_adapter_and_adapter_folder(random_model: Path, tmp_
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     trained = logits(loaded.model, loaded.tokenizer)
-    save_merged(loaded.model, loaded.tokenizer, tmp_path / "merged", form=PromptForm("zh"))
+    save_merged(loaded.model, loaded.tokenizer, tmp_path / "merged", prompt_format=PromptFormat("zh"))
     assert torch.equal(logits(loaded.model, loaded.tokenizer), trained)  # saving left the model as it was
-    assert prompt_form_of(tmp_path / "merged") == PromptForm("zh")
-    assert prompt_form_of(random_model) is None
+    assert prompt_format_of(tmp_path / "merged") == PromptFormat("zh")
+    assert prompt_format_of(random_model) is None
 
     loaded.model.save_pretrained(tmp_path / "adapter")
     loaded.tokenizer.save_pretrained(tmp_path / "adapter")
@@ -211,9 +211,9 @@ def test_sixteen_bit_weights_are_summed_before_they_are_rounded(random_model: Pa
     import torch
     from safetensors.torch import load_file
 
-    loaded = load_for_training(SFTTrainingConfig(model_path=str(random_model), lora_rank=2, full_training_below=0))
+    loaded = load_for_training(SFTTrainingConfig(model_path=str(random_model), lora_rank=2, lora_min_parameters=0))
     loaded.model.to(torch.bfloat16)
-    save_merged(loaded.model, loaded.tokenizer, tmp_path / "m", form=PromptForm())
+    save_merged(loaded.model, loaded.tokenizer, tmp_path / "m", prompt_format=PromptFormat())
     weights = load_file(tmp_path / "m" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert not any("lora" in name or "base_layer" in name for name in weights)
@@ -225,12 +225,12 @@ def test_sixteen_bit_weights_are_summed_before_they_are_rounded(random_model: Pa
 def test_a_killed_save_is_not_a_model(random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_for_inference(str(random_model))
     folder = tmp_path / "m"
-    save_merged(model, tokenizer, folder, form=PromptForm())
+    save_merged(model, tokenizer, folder, prompt_format=PromptFormat())
     names = {file.name for file in folder.iterdir()}
     replace, moved = module.os.replace, []
 
     def replace_or_die(source: Path, target: Path) -> None:
-        if Path(source).parent.name == "saving.part":
+        if Path(source).parent.name.endswith(".scu-tsc"):
             moved.append(target)
             if len(moved) == 3:
                 raise KeyboardInterrupt
@@ -238,11 +238,11 @@ def test_a_killed_save_is_not_a_model(random_model: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(module.os, "replace", replace_or_die)
     with pytest.raises(KeyboardInterrupt):
-        save_merged(model, tokenizer, folder, form=PromptForm())
+        save_merged(model, tokenizer, folder, prompt_format=PromptFormat())
     with pytest.raises(ModelError):
         resolve_model(str(folder))
     monkeypatch.undo()
-    save_merged(model, tokenizer, folder, form=PromptForm())
+    save_merged(model, tokenizer, folder, prompt_format=PromptFormat())
     assert {file.name for file in folder.iterdir()} == names
     assert resolve_model(str(folder)) == str(folder)
 
@@ -258,7 +258,7 @@ def test_a_tokenizer_that_comes_back_different_is_refused(random_model: Path, tm
     custom = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token='"', pad_token='"')
     custom.chat_template = tokenizer.chat_template
     with pytest.raises(ModelError, match="tokens"):
-        save_merged(model, custom, tmp_path / "m", form=PromptForm())
+        save_merged(model, custom, tmp_path / "m", prompt_format=PromptFormat())
     assert not (tmp_path / "m" / "config.json").exists()
     model.save_pretrained(tmp_path / "by_hand")
     custom.save_pretrained(tmp_path / "by_hand")
@@ -295,7 +295,7 @@ def test_a_broken_folder_is_one_line(random_model: Path, tmp_path: Path, name: s
 
 def test_a_hub_that_cannot_be_reached_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="local folder or one of embedded, pretrained") as caught:
+    with pytest.raises(ModelError, match="local folder or one of base, pretrained") as caught:
         load_for_inference("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
 

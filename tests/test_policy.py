@@ -12,15 +12,15 @@ import pytest
 import torch
 from tiny import tiny_observation
 
-from grpo.models.answer_tokens import answer_branch
-from grpo.models.folder import SHIPPED, write_card
+from grpo.models.answer_tokens import decision_tokens
+from grpo.models.folder import SHIPPED, write_prompt_format
 from grpo.models.loading import load_for_inference
 from grpo.models.numpy_qwen2 import CHAT_TEMPLATE
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import FALLBACK, LanguageModelPolicy, light_policy, small_policy
 from grpo.policies.rules import RULE_POLICIES, make_rule_policy
 from grpo.policies.torch_scorer import TorchScorer, make_policy, torch_policy
-from grpo.prompt_builder import DEFAULT_FIELDS, PromptForm, ask, parse_answer
+from grpo.prompt_builder import DEFAULT_FIELDS, PromptFormat, ask, parse_answer
 from grpo.records import Decision, Observation
 from grpo.system.errors import ModelError
 
@@ -28,13 +28,13 @@ from grpo.system.errors import ModelError
 @pytest.fixture(scope="module")
 def scorer() -> TorchScorer:
     """The base model as transformers runs it."""
-    return TorchScorer(*load_for_inference("embedded", "cpu"))
+    return TorchScorer(*load_for_inference("base", "cpu"))
 
 
 @pytest.fixture
 def policy(scorer: TorchScorer) -> LanguageModelPolicy:
     """The same as a policy."""
-    return LanguageModelPolicy(scorer, PromptForm())
+    return LanguageModelPolicy(scorer, PromptFormat())
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def around(scorer: TorchScorer, model: Any) -> LanguageModelPolicy:
     """The same policy around another model."""
     copy = object.__new__(TorchScorer)
     copy.__dict__.update(scorer.__dict__, model=model)
-    return LanguageModelPolicy(copy, PromptForm())
+    return LanguageModelPolicy(copy, PromptFormat())
 
 
 def test_the_branch_is_where_the_answers_part(scorer: TorchScorer, random_model: Path) -> None:
-    assert scorer.tokenizer.decode(scorer._beginning) == '{"extend": "'
-    assert [scorer.tokenizer.decode([token]) for token in scorer._branch] == ["yes", "no"]
+    assert scorer.tokenizer.decode(scorer._answer_start) == '{"extend": "'
+    assert [scorer.tokenizer.decode([token]) for token in scorer._decision_tokens] == ["yes", "no"]
     other = TorchScorer(*load_for_inference(str(random_model), "cpu"))
-    text = [other.tokenizer.decode([*other._beginning, token]) for token in other._branch]
+    text = [other.tokenizer.decode([*other._answer_start, token]) for token in other._decision_tokens]
     assert text[0] != text[1] and all(part.startswith('{"extend": "'[:5]) for part in text)
 
 
@@ -132,7 +132,7 @@ class Watched:
 
     def __call__(self, **arguments: Any) -> Any:
         rows, width = arguments["input_ids"].shape
-        parts = arguments.get("parts", 1)  # prompts behind a shared beginning stand in one row
+        parts = arguments.get("suffixes", 1)  # prompts behind a shared beginning stand in one row
         self.tokens.append((rows * parts, width // parts))
         if arguments["input_ids"].numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -151,7 +151,7 @@ def watch(scorer: TorchScorer, room: float = float("inf")) -> Watched:
 def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """Model and tokenizer whose answers differ from prompt to prompt: taught, or random with a long instruction."""
     if request.param == "pretrained":
-        monkeypatch.setattr("grpo.models.answer_tokens.WORTH_SHARING", 1)  # its instruction is one token
+        monkeypatch.setattr("grpo.models.answer_tokens.MIN_SHARED_TOKENS", 1)  # its instruction is one token
         return load_for_inference("pretrained", "cpu")
     model, tokenizer = load_for_inference(str(random_model), "cpu")
     for name, weights in model.named_parameters():
@@ -165,14 +165,14 @@ def bare(parts: tuple[Any, Any], scorer: TorchScorer, conversation: list[dict[st
     """The probability by the plainest way: one whole prompt at a time, all logits."""
     model, tokenizer = parts
     prompt = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + scorer._beginning
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + scorer._answer_start
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-    return float(logits[list(scorer._branch)].softmax(-1)[0])
+    return float(logits[list(scorer._decision_tokens)].softmax(-1)[0])
 
 
 def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: list[Observation]) -> None:
     asked = [ask(state) for state in states]
-    shared, whole = TorchScorer(*parts), TorchScorer(*parts, share_beginning=False)
+    shared, whole = TorchScorer(*parts), TorchScorer(*parts, share_prefix=False)
     expected = [bare(parts, shared, conversation) for conversation in asked]
     assert max(expected) - min(expected) > 0.05
     assert whole(asked) == pytest.approx(expected, abs=1e-5)
@@ -181,16 +181,16 @@ def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: li
     assert shared(asked[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
     short, long = watch(shared), watch(whole)
     shared(asked[:1]), whole(asked[:1])
-    assert len(shared._shared) > 3
-    assert short.tokens == [(1, long.tokens[0][1] - len(shared._shared))]
+    assert len(shared._prefix) > 3
+    assert short.tokens == [(1, long.tokens[0][1] - len(shared._prefix))]
 
 
 def test_what_is_kept_of_the_beginning_is_not_written_to(parts: tuple[Any, Any], states: list[Observation]) -> None:
     scorer = TorchScorer(*parts)
-    before = [(keys.clone(), values.clone()) for keys, values, *_ in scorer._memory]
+    before = [(keys.clone(), values.clone()) for keys, values, *_ in scorer._prefix_cache]
     scorer([ask(state) for state in states])
-    for (keys, values), (kept_keys, kept_values, *_) in zip(before, scorer._memory, strict=True):
-        assert keys.shape[-2] == len(scorer._shared)
+    for (keys, values), (kept_keys, kept_values, *_) in zip(before, scorer._prefix_cache, strict=True):
+        assert keys.shape[-2] == len(scorer._prefix)
         assert torch.equal(keys, kept_keys) and torch.equal(values, kept_values)
 
 
@@ -215,14 +215,14 @@ def test_chunks_change_no_number(
 
 def test_a_prompt_that_begins_otherwise_is_scored_whole(parts: tuple[Any, Any], states: list[Observation]) -> None:
     asked = [ask(state) for state in states[:6]]
-    asked[1] = ask(states[1], PromptForm("zh"))
+    asked[1] = ask(states[1], PromptFormat("zh"))
     asked[4] = [{"role": "user", "content": "Keep the green?"}]
     scorer = TorchScorer(*parts)
     expected = [bare(parts, scorer, conversation) for conversation in asked]
     watched = watch(scorer)
     assert scorer(asked) == pytest.approx(expected, abs=1e-5)
     assert sum(rows for rows, _ in watched.tokens) == len(asked)
-    lost = TorchScorer(*parts, PromptForm("zh"))  # none begins as it expects
+    lost = TorchScorer(*parts, PromptFormat("zh"))  # none begins as it expects
     assert lost(asked) == pytest.approx(expected, abs=1e-5)
 
 
@@ -239,21 +239,21 @@ def test_a_full_memory_halves_the_chunks_and_goes_on(
     assert [record.message for record in caplog.records] == [
         "the GPU's memory is full; going on with 500 tokens at once"
     ]
-    hopeless = LanguageModelPolicy(TorchScorer(*parts), PromptForm())
+    hopeless = LanguageModelPolicy(TorchScorer(*parts), PromptFormat())
     watch(hopeless._scorer, room=0)  # type: ignore[arg-type]
     assert hopeless.decide(states) == make_rule_policy(FALLBACK, seed=0).decide(states)
 
 
 def test_a_model_is_asked_in_the_form_that_it_was_taught(tmp_path: Path, states: list[Observation]) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(SHIPPED["embedded"], folder)
-    form = PromptForm("zh", DEFAULT_FIELDS[:4])
-    write_card(folder, form)
+    shutil.copytree(SHIPPED["base"], folder)
+    prompt_format = PromptFormat("zh", DEFAULT_FIELDS[:4])
+    write_prompt_format(folder, prompt_format)
     for made in (torch_policy(str(folder), device="cpu"), small_policy(str(folder))):
-        assert made is not None and made.form == form
+        assert made is not None and made.prompt_format == prompt_format
         assert made.decide(states[:1])[0].confidence is not None and made.fallbacks == 0
     (folder / "scu_tsc.json").unlink()
-    assert torch_policy(str(folder), device="cpu").form == PromptForm()
+    assert torch_policy(str(folder), device="cpu").prompt_format == PromptFormat()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_model_is_asked_in_the_form_that_it_was_taught(tmp_path: Path, states:
 )  # fmt: skip
 def test_a_form_that_cannot_be_asked_in_is_refused(tmp_path: Path, card: str) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(SHIPPED["embedded"], folder)
+    shutil.copytree(SHIPPED["base"], folder)
     (folder / "scu_tsc.json").write_text(card)
     with pytest.raises(ModelError, match=r"scu_tsc\.json: prompt_.*train the model again"):
         make_policy(str(folder), seed=0)
@@ -271,7 +271,7 @@ def test_a_form_that_cannot_be_asked_in_is_refused(tmp_path: Path, card: str) ->
 
 def test_a_tokenizer_that_merges_prompt_and_answer_is_refused() -> None:
     with pytest.raises(ModelError, match="chat template"):
-        answer_branch(lambda text: [len(text)], "prompt")
+        decision_tokens(lambda text: [len(text)], "prompt")
 
 
 def test_small_models_run_without_torch_and_others_with_it(random_model: Path, states: list[Observation]) -> None:

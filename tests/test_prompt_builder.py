@@ -18,16 +18,16 @@ from tiny import phase_metrics
 from grpo.prompt_builder import (
     ANSWERS,
     DEFAULT_FIELDS,
-    DEFAULT_FORM,
+    DEFAULT_FORMAT,
     DEFAULT_PARTIAL_REGEX,
     PHASE_FIELDS,
     Language,
     ParsedAnswer,
-    PromptForm,
+    PromptFormat,
     ask,
     build_messages,
     build_prompt,
-    form_of,
+    format_of,
     parse_answer,
     system_prompt,
 )
@@ -37,7 +37,7 @@ counts = st.integers(0, 500)
 metrics = st.builds(PhaseMetrics, *[counts] * len(dataclasses.fields(PhaseMetrics)))
 LANGUAGES = get_args(Language)
 some_fields = st.lists(st.sampled_from(list(PHASE_FIELDS)), min_size=1, unique=True).map(tuple)
-forms = st.builds(PromptForm, st.sampled_from(LANGUAGES), some_fields)
+prompt_formats = st.builds(PromptFormat, st.sampled_from(LANGUAGES), some_fields)
 TWO_GREENS = Observation(
     "J", 5.0, ("0", "2"), "0", 5, 5, 60, 5, 3, {"0": phase_metrics(queue=4), "2": phase_metrics(queue=7, wait=9)}
 )
@@ -50,15 +50,15 @@ def observations(draw: st.DrawFn) -> Observation:
     current = draw(st.integers(0, len(order) - 1))
     return Observation(
         junction_id=draw(st.text(min_size=1, max_size=12)),
-        time=float(draw(st.integers(0, 10_000))),
+        simulation_time=float(draw(st.integers(0, 10_000))),
         phase_order=tuple(order),
         current_phase_id=order[current],
-        green_elapsed=draw(st.integers(1, 90)),
+        current_green_elapsed=draw(st.integers(1, 90)),
         min_green=draw(st.integers(1, 30)),
         max_green=draw(st.integers(31, 120)),
         extend_seconds=draw(st.integers(1, 60)),
         transition_seconds=draw(st.integers(1, 10)),
-        phases={name: draw(metrics) for name in order[current:] + order[:current]},
+        phase_metrics={name: draw(metrics) for name in order[current:] + order[:current]},
     )
 
 
@@ -70,22 +70,23 @@ def test_prompt_is_the_observation_as_json(seen: Observation, fields: tuple[str,
     prompt = build_prompt(seen, fields)
     document = json.loads(prompt)
     state = document["state"]
-    assert document["as_of"] == seen.time % 1800
+    assert document["as_of"] == seen.simulation_time % 1800
     assert document["phase_order"] == list(seen.phase_order)
     assert document["extend_seconds"] == seen.extend_seconds
     assert state["current_phase_id"] == seen.current_phase_id
-    for name in ("green_elapsed", "min_green", "max_green", "transition_seconds"):
+    assert state["green_elapsed"] == seen.current_green_elapsed
+    for name in ("min_green", "max_green", "transition_seconds"):
         assert state[name] == getattr(seen, name)
-    assert list(state["phase_metrics_by_id"]) == list(seen.phases)
+    assert list(state["phase_metrics_by_id"]) == list(seen.phase_metrics)
     assert next(iter(state["phase_metrics_by_id"])) == seen.current_phase_id
     for name, told in state["phase_metrics_by_id"].items():
-        assert list(told.items()) == [(field, getattr(seen.phases[name], field)) for field in fields]
+        assert list(told.items()) == [(field, getattr(seen.phase_metrics[name], field)) for field in fields]
     assert "\n" not in prompt and ": " not in prompt
 
 
 @given(observations(), st.text(), st.integers(0, 20_000))
 def test_neither_the_name_of_a_light_nor_the_hour_is_in_the_prompt(seen: Observation, name: str, halves: int) -> None:
-    other = dataclasses.replace(seen, junction_id=name, time=seen.time + 1800 * halves)
+    other = dataclasses.replace(seen, junction_id=name, simulation_time=seen.simulation_time + 1800 * halves)
     assert build_prompt(other) == build_prompt(seen)
 
 
@@ -93,27 +94,35 @@ def test_every_field_of_a_phase_can_be_told_and_the_default_is_some_of_them() ->
     assert set(PHASE_FIELDS) == {field.name for field in dataclasses.fields(PhaseMetrics)}
     assert all(set(meanings) == set(LANGUAGES) and all(meanings.values()) for meanings in PHASE_FIELDS.values())
     assert set(DEFAULT_FIELDS) <= set(PHASE_FIELDS)
-    assert PromptForm("en", DEFAULT_FIELDS) == DEFAULT_FORM and DEFAULT_FORM.problems() == []
+    assert PromptFormat("en", DEFAULT_FIELDS) == DEFAULT_FORMAT and DEFAULT_FORMAT.problems() == []
     assert build_prompt(TWO_GREENS) == build_prompt(TWO_GREENS, DEFAULT_FIELDS)
 
 
-@given(observations(), forms, st.integers(0, 10**6), st.sampled_from([*PHASE_FIELDS]))
+@given(observations(), prompt_formats, st.integers(0, 10**6), st.sampled_from([*PHASE_FIELDS]))
 def test_the_prompt_changes_with_what_it_tells_and_with_nothing_else(
-    seen: Observation, form: PromptForm, value: int, field: str
+    seen: Observation, prompt_format: PromptFormat, value: int, field: str
 ) -> None:
-    current = seen.phases[seen.current_phase_id]
+    current = seen.phase_metrics[seen.current_phase_id]
     other = dataclasses.replace(current, **{field: value})
-    changed = dataclasses.replace(seen, phases={**seen.phases, seen.current_phase_id: other})
-    same = field not in form.fields or other == current
-    assert (build_prompt(changed, form.fields) == build_prompt(seen, form.fields)) == same
-    assert (ask(changed, form) == ask(seen, form)) == same
+    changed = dataclasses.replace(seen, phase_metrics={**seen.phase_metrics, seen.current_phase_id: other})
+    same = field not in prompt_format.fields or other == current
+    assert (build_prompt(changed, prompt_format.fields) == build_prompt(seen, prompt_format.fields)) == same
+    assert (ask(changed, prompt_format) == ask(seen, prompt_format)) == same
 
 
-@given(observations(), forms)
-def test_rendering_is_pure(seen: Observation, form: PromptForm) -> None:
+@given(observations(), prompt_formats)
+def test_rendering_is_pure(seen: Observation, prompt_format: PromptFormat) -> None:
     before = copy.deepcopy(seen)
-    assert build_prompt(seen, form.fields) == build_prompt(before, form.fields) == build_prompt(seen, form.fields)
-    assert ask(seen, form) == ask(before, form) == build_messages(build_prompt(seen, form.fields), form)
+    assert (
+        build_prompt(seen, prompt_format.fields)
+        == build_prompt(before, prompt_format.fields)
+        == build_prompt(seen, prompt_format.fields)
+    )
+    assert (
+        ask(seen, prompt_format)
+        == ask(before, prompt_format)
+        == build_messages(build_prompt(seen, prompt_format.fields), prompt_format)
+    )
     assert seen == before
 
 
@@ -135,13 +144,13 @@ def test_rendering_is_the_same_in_another_process() -> None:
     assert shown.pop().startswith('{"crossing_id":"J0","as_of":5,"phase_order":["0","2"],"extend_seconds":5,"state":')
 
 
-@given(forms)
-def test_system_prompt_explains_what_the_prompt_holds_and_no_more(form: PromptForm) -> None:
-    text = system_prompt(form)
-    document = json.loads(build_prompt(TWO_GREENS, form.fields))
+@given(prompt_formats)
+def test_system_prompt_explains_what_the_prompt_holds_and_no_more(prompt_format: PromptFormat) -> None:
+    text = system_prompt(prompt_format)
+    document = json.loads(build_prompt(TWO_GREENS, prompt_format.fields))
     for name in PHASE_FIELDS:
         explained = re.search(rf"\b{name}[:：]", text, re.ASCII) is not None
-        assert explained == (name in form.fields), name
+        assert explained == (name in prompt_format.fields), name
     for key in (*document, *document["state"]):
         assert key in text
     for answer in ANSWERS.values():
@@ -152,32 +161,34 @@ def test_system_prompt_explains_what_the_prompt_holds_and_no_more(form: PromptFo
 def test_system_prompts_are_in_their_languages() -> None:
     everything = tuple(PHASE_FIELDS)
     assert set(LANGUAGES) == {"en", "zh"}
-    assert system_prompt(PromptForm("en", everything)).isascii()
-    assert len(re.findall("[\u4e00-\u9fff]", system_prompt(PromptForm("zh", everything)))) > 100
+    assert system_prompt(PromptFormat("en", everything)).isascii()
+    assert len(re.findall("[\u4e00-\u9fff]", system_prompt(PromptFormat("zh", everything)))) > 100
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_messages_are_the_instruction_followed_by_the_input(language: Any) -> None:
-    form = PromptForm(language, ("queue", "wait"))
-    assert build_messages('{"a":1}', form) == [{"role": "user", "content": system_prompt(form) + '{"a":1}'}]
+    prompt_format = PromptFormat(language, ("queue", "wait"))
+    assert build_messages('{"a":1}', prompt_format) == [
+        {"role": "user", "content": system_prompt(prompt_format) + '{"a":1}'}
+    ]
     assert build_messages("{}") == [{"role": "user", "content": system_prompt() + "{}"}]
 
 
 # ---------------------------------------------------------------------- in which form it is asked
 
 
-@given(observations(), forms)
-def test_the_form_of_a_message_is_the_one_it_was_asked_in(seen: Observation, form: PromptForm) -> None:
-    (message,) = ask(seen, form)
-    assert form_of(message["content"]) == form
+@given(observations(), prompt_formats)
+def test_the_form_of_a_message_is_the_one_it_was_asked_in(seen: Observation, prompt_format: PromptFormat) -> None:
+    (message,) = ask(seen, prompt_format)
+    assert format_of(message["content"]) == prompt_format
 
 
-@given(observations(), forms, forms)
+@given(observations(), prompt_formats, prompt_formats)
 def test_a_prompt_of_one_form_under_the_instruction_of_another_has_none(
-    seen: Observation, told: PromptForm, form: PromptForm
+    seen: Observation, told: PromptFormat, prompt_format: PromptFormat
 ) -> None:
-    content = build_messages(build_prompt(seen, told.fields), form)[0]["content"]
-    assert form_of(content) == (form if told.fields == form.fields else None)
+    content = build_messages(build_prompt(seen, told.fields), prompt_format)[0]["content"]
+    assert format_of(content) == (prompt_format if told.fields == prompt_format.fields else None)
 
 
 JUST_JSON = build_prompt(TWO_GREENS)
@@ -207,30 +218,32 @@ JUST_JSON = build_prompt(TWO_GREENS)
     ],
 )
 def test_any_other_text_has_no_form(content: str) -> None:
-    assert form_of(content) is None
+    assert format_of(content) is None
 
 
 @given(st.text(), st.text())
 def test_form_of_never_raises(before: str, after: str) -> None:
-    assert form_of(before) is None
-    assert form_of(before + "\n" + JUST_JSON + after) is None
-    form_of(system_prompt() + after)
+    assert format_of(before) is None
+    assert format_of(before + "\n" + JUST_JSON + after) is None
+    format_of(system_prompt() + after)
 
 
 @pytest.mark.parametrize(
-    ("form", "problems"),
+    ("prompt_format", "problems"),
     [
-        (PromptForm(), []),
-        (PromptForm("zh", ("wait",)), []),
-        (PromptForm("de"), [r"prompt_language: no 'de'; the languages are en, zh"]),
-        (PromptForm("en", ()), [r"prompt_fields: empty, or one field twice; choose from lanes, queue, .*"]),
-        (PromptForm("en", ("queue", "wait", "queue")), [r"prompt_fields: empty, or one field twice; .*"]),
-        (PromptForm("en", ("queue", "length", "colour")), [r"prompt_fields: unknown length, colour; .*yielding"]),
-        (PromptForm("fr", ("length",)), [r"prompt_language: no 'fr'.*", r"prompt_fields: unknown length.*"]),
+        (PromptFormat(), []),
+        (PromptFormat("zh", ("wait",)), []),
+        (PromptFormat("de"), [r"prompt_language: no 'de'; the languages are en, zh"]),
+        (PromptFormat("en", ()), [r"prompt_fields: empty, or one field twice; choose from lanes, queue, .*"]),
+        (PromptFormat("en", ("queue", "wait", "queue")), [r"prompt_fields: empty, or one field twice; .*"]),
+        (PromptFormat("en", ("queue", "length", "colour")), [r"prompt_fields: unknown length, colour; .*yielding"]),
+        (PromptFormat("fr", ("length",)), [r"prompt_language: no 'fr'.*", r"prompt_fields: unknown length.*"]),
     ],
 )
-def test_problems_of_a_form_say_what_was_seen_and_what_there_is(form: PromptForm, problems: list[str]) -> None:
-    found = form.problems()
+def test_problems_of_a_form_say_what_was_seen_and_what_there_is(
+    prompt_format: PromptFormat, problems: list[str]
+) -> None:
+    found = prompt_format.problems()
     assert len(found) == len(problems)
     assert all(re.fullmatch(wanted, problem) for wanted, problem in zip(problems, found, strict=True))
 

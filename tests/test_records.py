@@ -119,11 +119,15 @@ def test_records_are_frozen(cls: type) -> None:
 @given(entries)
 def test_observation_of_a_row_is_what_the_policy_saw(row: GRPODataEntry) -> None:
     seen = observation_of(row)
-    assert (seen.junction_id, seen.time, seen.phase_order) == (row.junction_id, row.simulation_time, row.phase_order)
-    assert (seen.current_phase_id, seen.green_elapsed) == (row.current_phase_id, row.current_green_elapsed)
+    assert (seen.junction_id, seen.simulation_time, seen.phase_order) == (
+        row.junction_id,
+        row.simulation_time,
+        row.phase_order,
+    )
+    assert (seen.current_phase_id, seen.current_green_elapsed) == (row.current_phase_id, row.current_green_elapsed)
     for name in ("min_green", "max_green", "extend_seconds", "transition_seconds"):
         assert getattr(seen, name) == getattr(row, name)
-    assert seen.phases is row.phase_metrics
+    assert seen.phase_metrics is row.phase_metrics
 
 
 # ---------------------------------------------------------------------- bad rows
@@ -225,7 +229,7 @@ def test_dataset_files_of_a_file_and_of_folders(tmp_path: Path) -> None:
 
 def test_half_written_datasets_are_not_found(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a/grpo_dataset.json.part").touch()
+    (tmp_path / "a/.grpo_dataset.json.0.scu-tsc").touch()
     with pytest.raises(DataError, match=r"holds no grpo_dataset\.json; make one with `grpo generate --output-dir"):
         dataset_files(tmp_path)
 

@@ -152,8 +152,8 @@ def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
 
 
 def test_models_are_named_by_their_folder_with_as_many_parents_as_needed() -> None:
-    given_names = ["fixed_time", "model/a/final", "model/b/final", "embedded", "/x/model/sft_model/"]
-    assert list(display_names(given_names).values()) == ["fixed_time", "a/final", "b/final", "embedded", "sft_model"]
+    given_names = ["fixed_time", "model/a/final", "model/b/final", "base", "/x/model/sft_model/"]
+    assert list(display_names(given_names).values()) == ["fixed_time", "a/final", "b/final", "base", "sft_model"]
 
 
 def test_models_are_compared_and_without_one_the_last_policy() -> None:

@@ -152,7 +152,7 @@ class Log:
 def call(rewards: Rewards, answers: list[Any], columns: dict[str, list[Any]]) -> tuple[list[Any], list[Any], Log]:
     """What TRL does with a batch: every function gets the completions and all columns of the dataset."""
     log = Log()
-    form, traffic = (
+    prompt_format, traffic = (
         function(
             prompts=["?"] * len(answers),
             completions=answers,
@@ -164,7 +164,7 @@ def call(rewards: Rewards, answers: list[Any], columns: dict[str, list[Any]]) ->
         )
         for function in rewards.functions
     )
-    return form, traffic, log
+    return prompt_format, traffic, log
 
 
 @given(
@@ -181,8 +181,8 @@ def test_rewards_follow_their_own_row(case: tuple[list[tuple[int, str, bool]], l
     answers = [[{"role": "assistant", "content": text}] if chat else text for _, text, chat in shuffled]
     columns = {"id": [rows[i].id for i, _, _ in shuffled]}
     columns["outcomes"] = [outcomes_to_text(rows[i].outcomes) if i else None for i, _, _ in shuffled]  # type: ignore
-    form, traffic, _ = call(rewards, answers, columns)
-    for (row, text, _), got_form, got_traffic in zip(shuffled, form, traffic, strict=True):
+    prompt_format, traffic, _ = call(rewards, answers, columns)
+    for (row, text, _), got_form, got_traffic in zip(shuffled, prompt_format, traffic, strict=True):
         alone = call(rewards, [text], {"outcomes": [outcomes_to_text(rows[row].outcomes) if row else None]})
         assert ([got_form], [got_traffic]) == alone[:2]
         assert (got_traffic is None) == (row == 0)
@@ -195,8 +195,8 @@ def test_statistics_of_a_batch() -> None:
     answers = [STRICT["yes"], STRICT["no"], PARTIAL["yes"], "nonsense", STRICT["yes"], STRICT["yes"]]
     known = outcomes_to_text(pair(100, 110))  # yes is better
     columns = {"outcomes": [known, known, known, known, None, outcomes_to_text(pair(5, 5))]}
-    form, traffic, log = call(rewards_of(10), answers, columns)
-    assert form == [1, 1, -0.5, -2, 1, 1]
+    prompt_format, traffic, log = call(rewards_of(10), answers, columns)
+    assert prompt_format == [1, 1, -0.5, -2, 1, 1]
     t = math.tanh(1)
     assert traffic == pytest.approx([t, -t, t, 0, None, 0])
     assert log.values == {

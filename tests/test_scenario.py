@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from programs import driven, is_green
 
 from grpo.config import ScenarioSuiteConfig
-from grpo.scenarios import LOADS, SCHEDULE, generate_suite
+from grpo.scenarios import KINDS_IN_ORDER, LOAD_QUANTILES, generate_suite
 from grpo.simulator.scenario_files import find_scenarios, scenario_name, unique_names
 from grpo.simulator.signals import yellow_between
 from grpo.simulator.sumo_home import sumo_binary
@@ -227,9 +227,9 @@ def test_demand_of_the_routes_is_the_demand_of_the_manifest(written: Path) -> No
 
 
 def test_suite_is_wide() -> None:
-    assert set(SCHEDULE) == set(KINDS)
-    assert set(SCHEDULE[:6]) >= {"cross", "tee", "pair", "grid"}
-    shares, loads = zip(*LOADS, strict=True)
+    assert set(KINDS_IN_ORDER) == set(KINDS)
+    assert set(KINDS_IN_ORDER[:6]) >= {"cross", "tee", "pair", "grid"}
+    shares, loads = zip(*LOAD_QUANTILES, strict=True)
     assert loads[0] < 0.1 and loads[-1] > 1.3, "from night to far beyond capacity"
     assert np.interp(0.05, shares, loads) >= 0.2, "hardly any of them nearly empty"
     assert np.interp(0.8, shares, loads) >= 1

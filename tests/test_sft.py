@@ -19,10 +19,10 @@ from tiny import overflowing, tiny_rows, write_dataset
 from grpo.__main__ import main
 from grpo.config import GRPOTrainingConfig, SFTDataConfig, SFTTrainingConfig
 from grpo.learning.rows import load_grpo_dataset, split_rows
-from grpo.models.folder import prompt_form_of
+from grpo.models.folder import prompt_format_of
 from grpo.models.loading import load_for_inference, load_for_training
 from grpo.policies.torch_scorer import torch_policy
-from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptForm, ask, build_messages, form_of
+from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptFormat, ask, build_messages, format_of
 from grpo.records import GRPODataEntry, observation_of
 from grpo.sft_data import make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
@@ -30,14 +30,14 @@ from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, ModelError, OutputError
 
 ROOT = Path(__file__).resolve().parents[1]
-FORM = PromptForm("zh", ("queue", "arriving", "wait", "max_lane_queue"))
+FORMAT = PromptFormat("zh", ("queue", "arriving", "wait", "max_lane_queue"))
 """The form that the models here are taught; not the default one."""
 
 
 def sft_data(tmp_path: Path, rows: list[GRPODataEntry], **settings: Any) -> list[dict[str, Any]]:
     folder = write_dataset(tmp_path / "rows", rows)
-    path = tmp_path / "sft" / "data.json"
-    make_sft_data(SFTDataConfig(dataset_path=str(folder), output_path=str(path), **settings))
+    path = tmp_path / "sft" / "sft_dataset.json"
+    make_sft_data(SFTDataConfig(dataset_path=str(folder), output_dir=str(path.parent), **settings))
     return json.loads(path.read_text())
 
 
@@ -47,8 +47,8 @@ def sft_data(tmp_path: Path, rows: list[GRPODataEntry], **settings: Any) -> list
 def test_sft_data_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tiny_rows(60, scenarios=("a", "b", "c", "d"))
     rows += [replace(row, id=f"x-{row.id}") for row in tiny_rows(4, scenarios=("a",), with_outcomes=False)]
-    folder, path = write_dataset(tmp_path / "rows", rows), tmp_path / "sft" / "data.json"
-    assert main(["sft-data", "--dataset-path", str(folder), "--output-path", str(path)]) == 0
+    folder, path = write_dataset(tmp_path / "rows", rows), tmp_path / "sft" / "sft_dataset.json"
+    assert main(["sft-data", "--dataset-path", str(folder), "--output-dir", str(path.parent)]) == 0
     examples = json.loads(path.read_text())
     by_id = {row.id: row for row in rows}
     assert len(examples) == 60
@@ -92,7 +92,7 @@ def test_training_rows_are_drawn_in_proportion_to_what_they_are_worth(tmp_path: 
     rows = tiny_rows(3000)
     full = 50.0
     everything = sft_data(tmp_path / "all", rows)
-    drawn = sft_data(tmp_path / "drawn", rows, full_advantage=full)
+    drawn = sft_data(tmp_path / "drawn", rows, keep_all_above_advantage=full)
     assert len(everything) == len(rows), "0 takes every row"
     train, kept = (
         {one["id"]: abs(one["advantage"]) for one in examples if one["split"] == "train"}
@@ -112,7 +112,7 @@ def test_held_out_rows_do_not_depend_on_what_is_drawn(tmp_path: Path) -> None:
     for scenarios in (("a", "b", "c"), ("only",)):
         rows = tiny_rows(90, scenarios=scenarios)
         held_out = [
-            [one for one in sft_data(tmp_path / f"{len(scenarios)}-{full}", rows, full_advantage=full)
+            [one for one in sft_data(tmp_path / f"{len(scenarios)}-{full}", rows, keep_all_above_advantage=full)
              if one["split"] == "validation"]
             for full in (0.0, 30.0, 400.0)
         ]  # fmt: skip
@@ -126,26 +126,26 @@ def test_held_out_rows_do_not_depend_on_what_is_drawn(tmp_path: Path) -> None:
 def test_a_label_of_a_row_is_the_same_however_many_are_drawn(tmp_path: Path) -> None:
     rows = tiny_rows(60)
     whole = {one["id"]: one for one in sft_data(tmp_path / "whole", rows, labels="max_pressure")}
-    drawn = sft_data(tmp_path / "drawn", rows, labels="max_pressure", full_advantage=80.0)
+    drawn = sft_data(tmp_path / "drawn", rows, labels="max_pressure", keep_all_above_advantage=80.0)
     assert 0 < len(drawn) < len(whole)
     assert all(whole[one["id"]] == one for one in drawn)
 
 
 def test_no_row_worth_drawing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="full_advantage"):
-        sft_data(tmp_path, tiny_rows(60), full_advantage=1e12)
+    with pytest.raises(DataError, match="keep_all_above_advantage"):
+        sft_data(tmp_path, tiny_rows(60), keep_all_above_advantage=1e12)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("prompt_fields", [("queue",), DEFAULT_FIELDS, tuple(reversed(PHASE_FIELDS))], ids=len)
 def test_rows_are_put_in_the_form_of_the_config(tmp_path: Path, language: Any, prompt_fields: tuple[str, ...]) -> None:
     rows = tiny_rows(12)
-    form = PromptForm(language, prompt_fields)
+    prompt_format = PromptFormat(language, prompt_fields)
     examples = sft_data(tmp_path, rows, prompt_language=language, prompt_fields=list(prompt_fields))
     by_id = {row.id: row for row in rows}
     for one in examples:
-        assert one["prompt"] == ask(observation_of(by_id[one["id"]]), form)
-        assert form_of(one["prompt"][0]["content"]) == form
+        assert one["prompt"] == ask(observation_of(by_id[one["id"]]), prompt_format)
+        assert format_of(one["prompt"][0]["content"]) == prompt_format
 
 
 def test_one_scenario_is_split_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,15 +176,16 @@ def test_of_one_scenario_whole_traffic_seeds_are_held_out(tmp_path: Path, capsys
 def test_a_finished_file_is_kept(tmp_path: Path) -> None:
     rows = tiny_rows(20)
     sft_data(tmp_path, rows)
-    before = (tmp_path / "sft" / "data.json").read_bytes()
+    before = (tmp_path / "sft" / "sft_dataset.json").read_bytes()
     with pytest.raises(OutputError, match="finished run"):
         sft_data(tmp_path, rows, seed=1)
-    assert (tmp_path / "sft" / "data.json").read_bytes() == before
+    assert (tmp_path / "sft" / "sft_dataset.json").read_bytes() == before
     sft_data(tmp_path, rows, seed=1, if_finished="move_aside")
-    assert (tmp_path / "sft.1" / "data.json").read_bytes() == before
-    (tmp_path / "sft" / "notes.txt").write_text("mine")
+    assert (tmp_path / "sft.1" / "sft_dataset.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="folder of its own"):
-        sft_data(tmp_path, rows, if_finished="move_aside")
+        make_sft_data(SFTDataConfig(dataset_path=str(tmp_path / "rows"), output_dir=str(tmp_path / "mine")))
 
 
 # sft
@@ -193,12 +194,12 @@ def test_a_finished_file_is_kept(tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def sft_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sft")
-    sft_data(folder, tiny_rows(160), prompt_language=FORM.language, prompt_fields=list(FORM.fields))
-    return folder / "sft" / "data.json"
+    sft_data(folder, tiny_rows(160), prompt_language=FORMAT.language, prompt_fields=list(FORMAT.fields))
+    return folder / "sft" / "sft_dataset.json"
 
 
 def settings(model: Path, data: Path, out: Path, **others: Any) -> SFTTrainingConfig:
-    values: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-2, "logging_steps": 4, "evaluation_rows": 20}
+    values: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-2, "logging_steps": 4, "validation_rows": 20}
     return SFTTrainingConfig(model_path=str(model), dataset_path=str(data), output_dir=str(out), **values | others)
 
 
@@ -260,9 +261,9 @@ def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: 
     manifest = json.loads((out / "manifest.json").read_text())
     assert report.items() <= manifest.items() and manifest["settings"] == config.to_dict()
     assert report["valid_format_rate"] >= 0.9 and report["held_out_rows"] == 20
-    assert prompt_form_of(out) == FORM
+    assert prompt_format_of(out) == FORMAT
     policy = torch_policy(str(out), device="cpu")
-    assert policy.form == FORM, "whoever asks the model asks in the form that it was taught"
+    assert policy.prompt_format == FORMAT, "whoever asks the model asks in the form that it was taught"
     assert {one.action for one in policy.decide([observation_of(row) for row in tiny_rows(40, seed=9)])} <= {
         "yes",
         "no",
@@ -284,7 +285,7 @@ def test_a_model_that_cannot_answer_stops_the_run(
     assert last.startswith("error:") and "0.0%" in last and "floor is 90.0%" in last
     assert not (tmp_path / "m" / "manifest.json").exists() and not (tmp_path / "m" / "config.json").exists()
     # the trained weights are still there: with another floor the run ends without training again
-    train_sft(replace(config, format_floor=0.0))
+    train_sft(replace(config, min_valid_format_rate=0.0))
     assert "going on" not in capsys.readouterr().err
     assert (tmp_path / "m" / "manifest.json").exists()
 
@@ -293,9 +294,9 @@ def test_a_model_that_cannot_answer_stops_the_run(
 def test_a_killed_run_ends_with_the_same_weights(
     random_model: Path, sft_file: Path, tmp_path: Path, lora: bool
 ) -> None:
-    others = {"max_steps": 14, "save_steps": 4, "format_floor": 0.0, "evaluation_rows": 2, "max_new_tokens": 2}
+    others = {"max_steps": 14, "save_steps": 4, "min_valid_format_rate": 0.0, "validation_rows": 2, "max_new_tokens": 2}
     if lora:
-        others |= {"full_training_below": 0, "lora_rank": 2}
+        others |= {"lora_min_parameters": 0, "lora_rank": 2}
     whole = train_sft(settings(random_model, sft_file, tmp_path / "whole", **others))
     config = settings(random_model, sft_file, tmp_path / "killed", **others)
     file = tmp_path / "sft.yaml"
@@ -346,7 +347,7 @@ def test_greedy_check_counts_what_it_says(answering_model: Path, monkeypatch: py
         (lambda rows: rows[2].update(prompt="text"), "row 2, field 'prompt'"),
         (lambda rows: rows[1]["prompt"][0].update(content="Hello"), "row 1, field 'prompt'.*system prompt"),
         (lambda rows: rows[4].update(prompt=build_messages("{}")), "row 4, field 'prompt'.*system prompt"),
-        (lambda rows: rows[0].update(prompt=build_messages("{}", FORM)), "row 0, field 'prompt'.*system prompt"),
+        (lambda rows: rows[0].update(prompt=build_messages("{}", FORMAT)), "row 0, field 'prompt'.*system prompt"),
         (lambda rows: rows[0].update(split="test"), "row 0, field 'split'"),
         (lambda rows: [row.update(split="train") for row in rows], "no row of the split 'validation'"),
         (lambda rows: rows.clear(), "no row of the split 'train'"),

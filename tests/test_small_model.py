@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import overflowing
 
-from grpo.models.folder import EMBEDDED, PRETRAINED, SHIPPED
+from grpo.models.folder import BASE, PRETRAINED, SHIPPED
 from grpo.models.numpy_qwen2 import CHAT_TEMPLATE, SmallModel, chat_text, fits
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import light_policy, small_policy
@@ -40,7 +40,7 @@ NO_SIZES = (
 """A config that says what kind of model it is and nothing of its shape."""
 
 
-def shipped_copy(folder: Path, name: str = EMBEDDED) -> Path:
+def shipped_copy(folder: Path, name: str = BASE) -> Path:
     """A copy of a shipped model that a test may break."""
     return Path(shutil.copytree(SHIPPED[name], folder))
 
@@ -87,12 +87,12 @@ def test_logits_are_those_of_transformers(shape: dict[str, Any], tmp_path: Path)
 def test_chat_text_is_what_the_template_makes() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED[EMBEDDED])
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED[BASE])
     assert tokenizer.chat_template == CHAT_TEMPLATE
     (message,) = build_messages('{"crossing_id":"Königstraße 中"}')
     expected = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     assert chat_text(message["content"]) == expected
-    assert SmallModel(SHIPPED[EMBEDDED]).encode(expected) == tokenizer(expected)["input_ids"]
+    assert SmallModel(SHIPPED[BASE]).encode(expected) == tokenizer(expected)["input_ids"]
 
 
 # ---------------------------------------------------------------------- the policy
@@ -109,7 +109,7 @@ def test_decisions_are_those_of_the_torch_policy(name: str) -> None:
     assert {decision.action for decision in mine} == set(ACTIONS)
     assert [decision.confidence for decision in mine] == pytest.approx([d.confidence for d in theirs], abs=1e-4)
     assert small.fallbacks == torch.fallbacks == 0
-    assert small.form == torch.form
+    assert small.prompt_format == torch.prompt_format
     assert small.decide(states) == mine
     assert [decision for state in states[:5] for decision in small.decide([state])] == mine[:5]
     assert small.decide([]) == []
@@ -120,7 +120,7 @@ def test_answers_part_where_the_model_is_read() -> None:
     policy = small_policy(PRETRAINED)
     assert policy is not None
     (state,) = draw_states(np.random.default_rng(0), 1)
-    prompt = chat_text(ask(state, policy.form)[0]["content"])
+    prompt = chat_text(ask(state, policy.prompt_format)[0]["content"])
     yes, no = (model.encode(prompt + ANSWERS[action]) for action in ACTIONS)
     (place,) = [i for i, (a, b) in enumerate(zip(yes, no, strict=True)) if a != b]
     logits = model.logits(yes[:place], (yes[place], no[place]))
@@ -128,7 +128,7 @@ def test_answers_part_where_the_model_is_read() -> None:
 
 
 def test_logits_that_are_not_numbers_leave_the_decision_to_the_rule(tmp_path: Path) -> None:
-    folder = overflowing(SHIPPED[EMBEDDED], tmp_path / "model")
+    folder = overflowing(SHIPPED[BASE], tmp_path / "model")
     policy = small_policy(str(folder))
     assert policy is not None
     states = draw_states(np.random.default_rng(2), 4)

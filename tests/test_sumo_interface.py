@@ -53,10 +53,10 @@ def test_signal_constraints_hold_under_random_decisions(name, extend_share, cros
             for observation in simulation.due():
                 plan = plans[observation.junction_id]
                 green = next(g for g in plan.greens if g.id == observation.current_phase_id)
-                assert observation.green_elapsed == simulation.time - green_since[observation.junction_id]
-                assert green.min_green <= observation.green_elapsed
-                assert observation.green_elapsed + observation.extend_seconds <= green.max_green
-                assert next(iter(observation.phases)) == observation.current_phase_id
+                assert observation.current_green_elapsed == simulation.time - green_since[observation.junction_id]
+                assert green.min_green <= observation.current_green_elapsed
+                assert observation.current_green_elapsed + observation.extend_seconds <= green.max_green
+                assert next(iter(observation.phase_metrics)) == observation.current_phase_id
                 asked += 1
                 simulation.apply(observation.junction_id, "yes" if random.random() < extend_share else "no")
             simulation.step()
@@ -97,7 +97,7 @@ def test_the_longest_green_forces_the_switch_without_asking(cross):
         while simulation.time < 40:
             for observation in simulation.due():
                 if observation.current_phase_id == first.id:
-                    elapsed.append(observation.green_elapsed)
+                    elapsed.append(observation.current_green_elapsed)
                 simulation.apply(observation.junction_id, "yes")
             simulation.step()
     assert elapsed == [5, 10, 15]

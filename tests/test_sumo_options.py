@@ -173,11 +173,13 @@ def test_nothing_that_a_scenario_names_is_written(writing: Path) -> None:
 
 
 def test_an_episode_finds_its_own_files_and_leaves_the_scenarios_alone(writing: Path, tmp_path_factory) -> None:
-    from grpo.episodes.episode import Episode, run_episode
+    from grpo.episodes.episode import EpisodeSpec, run_episode
 
     before = digest(writing.parent)
     drive_result = run_episode(
-        Episode(writing, 1, "controlled", SignalSettings(), -1), make_rule_policy("max_pressure", seed=1), timeout_s=100
+        EpisodeSpec(writing, 1, "controlled", SignalSettings(), -1),
+        make_rule_policy("max_pressure", seed=1),
+        timeout_s=100,
     )
     assert drive_result.measures.throughput_veh > 50
     assert digest(writing.parent) == before

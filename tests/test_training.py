@@ -23,8 +23,8 @@ from grpo.labels.outcome_cache import fill_outcomes
 from grpo.learning.checkpoints import newest_checkpoint
 from grpo.learning.reward import Rewards, outcomes_from_text
 from grpo.learning.rows import usable_rows
-from grpo.models.folder import prompt_form_of, write_card
-from grpo.prompt_builder import DEFAULT_FORM, PromptForm, ask, build_messages, system_prompt
+from grpo.models.folder import prompt_format_of, write_prompt_format
+from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, build_messages, system_prompt
 from grpo.records import GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
 from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
@@ -139,11 +139,11 @@ def test_one_file_json_and_jsonl_and_another_form(tmp_path: Path) -> None:
     file = tmp_path / "a" / "grpo_dataset.json"
     lines = tmp_path / "rows.jsonl"
     lines.write_text("\n".join(json.dumps(row) for row in json.loads(file.read_text())))
-    form = PromptForm("zh", ("queue", "max_lane_queue"))
-    one, other = load_grpo_dataset(file), load_grpo_dataset(lines, prompt_form=form)
+    prompt_format = PromptFormat("zh", ("queue", "max_lane_queue"))
+    one, other = load_grpo_dataset(file), load_grpo_dataset(lines, prompt_format=prompt_format)
     assert one["id"] == other["id"]
-    assert other[0]["prompt"] == ask(observation_of(tiny_rows(1)[0]), form)
-    assert other[0]["prompt"][0]["content"].startswith(system_prompt(form))
+    assert other[0]["prompt"] == ask(observation_of(tiny_rows(1)[0]), prompt_format)
+    assert other[0]["prompt"][0]["content"].startswith(system_prompt(prompt_format))
 
 
 def test_costs_follow_the_weights(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_training_raises_the_reward(answering_model: Path, tmp_path: Path, estim
     assert text == '{"extend": "no"}'
 
 
-ADAPTERS = {"full_training_below": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+ADAPTERS = {"lora_min_parameters": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["full", "adapters"])
@@ -460,11 +460,11 @@ def test_a_group_shares_its_prefill(answering_model: Path, tmp_path: Path, monke
 
 
 def test_drawing_by_advantage_changes_the_draws_and_not_the_gradient() -> None:
-    from grpo.learning.reward import draw_weights
+    from grpo.learning.reward import sampling_weights
     from grpo.learning.sampled_trainer import EpochSampler
 
     advantages = [0.0, 1.0, -10.0, 50.0]
-    weights = draw_weights(advantages, scale=10.0, share=0.5)
+    weights = sampling_weights(advantages, scale=10.0, share=0.5)
     assert sum(weights) == pytest.approx(4) and min(weights) == 0.5
     assert weights == sorted(weights)
     value = [3.0, 1.0, 4.0, 1.5]  # whatever a row's gradient is
@@ -487,7 +487,7 @@ def test_rows_count_for_less_the_more_often_they_are_drawn(
     answering_model: Path, tmp_path: Path, estimator: str
 ) -> None:
     data = write_dataset(tmp_path / "data", tiny_rows(16))
-    config = small(answering_model, data, tmp_path / "out", max_steps=3, draw_by_advantage=0.5, estimator=estimator)
+    config = small(answering_model, data, tmp_path / "out", max_steps=3, prioritized_share=0.5, estimator=estimator)
     whole = weights(train_grpo(config))
     resumed = dataclasses.replace(
         config,
@@ -495,7 +495,7 @@ def test_rows_count_for_less_the_more_often_they_are_drawn(
         resume_from_checkpoint=str(newest_checkpoint(tmp_path / "out" / "checkpoints")),
     )
     assert weights(train_grpo(resumed)) == whole
-    plain = dataclasses.replace(config, output_dir=str(tmp_path / "plain"), draw_by_advantage=0.0)
+    plain = dataclasses.replace(config, output_dir=str(tmp_path / "plain"), prioritized_share=0.0)
     assert weights(train_grpo(plain)) != whole
 
 
@@ -523,11 +523,15 @@ def test_a_model_taught_another_form_is_refused(answering_model: Path, dataset: 
     taught = tmp_path / "taught"
     shutil.copytree(answering_model, taught)
     config = small(taught, dataset, tmp_path / "out", max_steps=1)
-    for form in (PromptForm("zh"), PromptForm("en", ("queue",)), PromptForm("en", DEFAULT_FORM.fields[::-1])):
-        write_card(taught, form)
+    for prompt_format in (
+        PromptFormat("zh"),
+        PromptFormat("en", ("queue",)),
+        PromptFormat("en", DEFAULT_FORMAT.fields[::-1]),
+    ):
+        write_prompt_format(taught, prompt_format)
         with pytest.raises(ConfigError, match=r"taught .*set the two to that, or teach it the new form") as caught:
             train_grpo(config)
-        assert "\n" not in str(caught.value) and ", ".join(form.fields) in str(caught.value)
+        assert "\n" not in str(caught.value) and ", ".join(prompt_format.fields) in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -535,10 +539,10 @@ def test_the_form_of_the_config_is_trained_and_kept(
     answering_model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model that has a card, and of one that has none."""
-    form = PromptForm("zh", ("queue", "wait"))
+    prompt_format = PromptFormat("zh", ("queue", "wait"))
     taught = tmp_path / "taught"
     shutil.copytree(answering_model, taught)
-    write_card(taught, form)
+    write_prompt_format(taught, prompt_format)
     seen: list[Any] = []
 
     def kept(train: Any, *others: Any) -> Any:
@@ -547,12 +551,12 @@ def test_the_form_of_the_config_is_trained_and_kept(
 
     monkeypatch.setattr("grpo.training.usable_rows", kept)
     for name, model in (("of_taught", taught), ("of_untaught", answering_model)):
-        values = {"prompt_language": form.language, "prompt_fields": list(form.fields)}
-        assert prompt_form_of(model) == (form if model == taught else None)
+        values = {"prompt_language": prompt_format.language, "prompt_fields": list(prompt_format.fields)}
+        assert prompt_format_of(model) == (prompt_format if model == taught else None)
         folder = train_grpo(small(model, dataset, tmp_path / name, max_steps=1, save_steps=1, **values))
-        assert prompt_form_of(folder) == form
+        assert prompt_format_of(folder) == prompt_format
     rows = {row.id: row for file in dataset_files(dataset) for row in read_rows(file)}
-    wanted = [ask(observation_of(row), form) for row in rows.values()]
+    wanted = [ask(observation_of(row), prompt_format) for row in rows.values()]
     assert seen == [wanted, wanted]
 
 

@@ -45,15 +45,15 @@ def tiny_observation(rng: random.Random, *, junction_id: str = "J1", time: float
 
     return Observation(
         junction_id=junction_id,
-        time=time,
+        simulation_time=time,
         phase_order=("0", "2"),
         current_phase_id="0",
-        green_elapsed=rng.choice([5, 10, 15]),
+        current_green_elapsed=rng.choice([5, 10, 15]),
         min_green=5,
         max_green=60,
         extend_seconds=5,
         transition_seconds=3,
-        phases={"0": metrics(), "2": metrics()},
+        phase_metrics={"0": metrics(), "2": metrics()},
     )
 
 
@@ -66,7 +66,7 @@ def tiny_rows(
     for index in range(count):
         scenario = scenarios[index % len(scenarios)]
         seen = tiny_observation(rng, time=100.0 + 5 * index)
-        gain = float(10 * (seen.phases["0"].queue - seen.phases["2"].queue) + 5)
+        gain = float(10 * (seen.phase_metrics["0"].queue - seen.phase_metrics["2"].queue) + 5)
         outcomes: dict[Action, Outcome] = {
             "yes": Outcome(200.0 - gain / 2, 100.0, 50.0, 3, 4, 0, 0),
             "no": Outcome(200.0 + gain / 2, 100.0, 50.0, 3, 4, 0, 0),
@@ -78,16 +78,16 @@ def tiny_rows(
                 sumocfg=f"../{scenario}/{scenario}.sumocfg",
                 junction_id=seen.junction_id,
                 seed=1,
-                simulation_time=seen.time,
+                simulation_time=seen.simulation_time,
                 phase_order=seen.phase_order,
                 current_phase_id=seen.current_phase_id,
-                current_green_elapsed=seen.green_elapsed,
+                current_green_elapsed=seen.current_green_elapsed,
                 min_green=seen.min_green,
                 max_green=seen.max_green,
                 extend_seconds=seen.extend_seconds,
                 transition_seconds=seen.transition_seconds,
                 can_extend=True,
-                phase_metrics=seen.phases,
+                phase_metrics=seen.phase_metrics,
                 prompt=build_prompt(seen),
                 state_file=None,
                 outcomes=outcomes if with_outcomes else None,

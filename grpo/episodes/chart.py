@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..policies.rules import BASELINES
 from ..records import EpisodeResult
 from ..system.errors import OutputError
+from ..system.files import temporary_name
 from .report import ALL, Summary, compared_policies, display_names, interval_text
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def draw_chart(path: Path, episodes: Sequence[EpisodeResult], summary: Sequence[
     _save(figure, path)
 
 
-def draw_parts(
-    path: Path, parts: Sequence[tuple[str, Sequence[str], Mapping[str, Summary]]], episodes: Sequence[EpisodeResult]
+def draw_groups(
+    path: Path, groups: Sequence[tuple[str, Sequence[str], Mapping[str, Summary]]], episodes: Sequence[EpisodeResult]
 ) -> None:
     """Draw mean delay by policy with its 95 % interval, a panel for each part; writes a PNG.
 
@@ -66,13 +67,13 @@ def draw_parts(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = display_names(list(parts[0][2]))
-    columns = min(len(parts), 2)
-    rows = -(-len(parts) // columns)
+    names = display_names(list(groups[0][2]))
+    columns = min(len(groups), 2)
+    rows = -(-len(groups) // columns)
     figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * len(names))), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axis, (title, scenarios, entries) in zip(axes, parts, strict=False):
+    for axis, (title, scenarios, entries) in zip(axes, groups, strict=False):
         by_scenario = [_delays(episodes, scenario) for scenario in scenarios]
         if len(scenarios) == 1:
             _delay_panel(axis, f"{title} (dots: seeds)", list(entries.values()), by_scenario[0], names)
@@ -81,13 +82,13 @@ def draw_parts(
         for delays, policy in product(by_scenario, names):
             means[policy] += [fmean(known)] if (known := [d for d in delays[policy] if d is not None]) else []
         _delay_panel(axis, f"{title} (dots: networks)", list(entries.values()), means, names)
-    for axis in axes[len(parts) :]:
+    for axis in axes[len(groups) :]:
         axis.set_visible(False)
     _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(path.name + ".part")
+    temporary = temporary_name(path)
     try:
         figure.savefig(temporary, format="png", metadata={"Software": None})
         os.replace(temporary, path)
@@ -138,7 +139,7 @@ def _delay_panel(
             color=colour,
         )
     axis.set_xlabel("mean delay [s per vehicle]", fontsize=8)
-    _dress(axis, title, [names[entry["policy"]] for entry in entries])
+    _style_axis(axis, title, [names[entry["policy"]] for entry in entries])
 
 
 def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[str, str]) -> None:
@@ -165,10 +166,10 @@ def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[st
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
     axis.set_xlabel("difference in mean delay [s per vehicle], 95 % interval; left of 0 is better", fontsize=8)
-    _dress(axis, f"{names[policy]} minus the others", [names[other] for other, _ in others])
+    _style_axis(axis, f"{names[policy]} minus the others", [names[other] for other, _ in others])
 
 
-def _dress(axis: Axes, title: str, labels: Sequence[str]) -> None:
+def _style_axis(axis: Axes, title: str, labels: Sequence[str]) -> None:
     axis.set_title(title, fontsize=9.5, loc="left", fontweight="bold")
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(len(labels) - 0.5, -0.75)

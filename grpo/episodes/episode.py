@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from ..labels.counterfactual import Counterfactuals, Horizon
+from ..labels.counterfactual import Counterfactuals, RolloutSpec
 from ..policies.rules import Policy
 from ..records import Action, Observation, advantage_of_extending, best_of, mean_outcomes, time_text
 from ..simulator.monitor import first_of_each
@@ -38,7 +38,7 @@ from .tripinfo import OUTPUTS, Observed, TripMeasures, read_measures
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
+class EpisodeSpec:
     """What is simulated: a scenario, a seed, and who is to drive its lights."""
 
     sumocfg: Path
@@ -47,12 +47,12 @@ class Episode:
     settings: SignalSettings
     time_to_teleport: int
     """Seconds; -1 is never."""
-    search: Horizon | None = None
+    search: RolloutSpec | None = None
     """Decide by the better of both simulated futures, judged over this horizon; no policy is asked then."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drive:
+class DriveResult:
     """What an episode gave: the traffic measures, and how long each batch of decisions took."""
 
     measures: TripMeasures
@@ -60,7 +60,7 @@ class Drive:
     batch_ms: list[float]
 
 
-def run_episode(episode: Episode, policy: Policy | None, *, timeout_s: float) -> Drive:
+def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float) -> DriveResult:
     """Run ``episode`` to its end; ``policy`` decides where its program is ``controlled``.
 
     Raises :class:`ScenarioError` with SUMO's own message where it fails, crashes or runs past ``timeout_s``
@@ -101,7 +101,7 @@ def run_episode(episode: Episode, policy: Policy | None, *, timeout_s: float) ->
                 child.wait()
 
 
-def _serve(connection: Connection, policy: Policy | None, deadline: float, timeout_s: float) -> Drive:
+def _serve(connection: Connection, policy: Policy | None, deadline: float, timeout_s: float) -> DriveResult:
     """Answer the simulation's questions until it sends its measures; raises ``ConnectionError`` where it dies."""
     decisions = 0
     batch_ms: list[float] = []
@@ -115,7 +115,7 @@ def _serve(connection: Connection, policy: Policy | None, deadline: float, timeo
         if kind == "failed":
             raise ScenarioError(content)
         if kind == "measures":
-            return Drive(content, decisions, batch_ms)
+            return DriveResult(content, decisions, batch_ms)
         if kind == "decided":
             count, milliseconds = content
             decisions += count
@@ -128,7 +128,7 @@ def _serve(connection: Connection, policy: Policy | None, deadline: float, timeo
         connection.send([answer.action for answer in answers])
 
 
-def _crash_message(episode: Episode, code: int, said: str) -> str:
+def _crash_message(episode: EpisodeSpec, code: int, said: str) -> str:
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     reason = (said.strip().splitlines() or [f"see whether `sumo -c {episode.sumocfg}` runs"])[-1].strip()
     return f"the simulation's process died ({how}): {reason}"
@@ -137,7 +137,7 @@ def _crash_message(episode: Episode, code: int, said: str) -> str:
 # ---------------------------------------------------------------------- in the simulation's own process
 
 
-def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
+def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasures:
     """Simulate ``episode``, asking over ``connection`` for the actions of every second's batch of due lights."""
     arguments = list(OUTPUTS)
     if episode.time_to_teleport >= 0:
@@ -182,7 +182,7 @@ def simulate(episode: Episode, folder: Path, connection: Any) -> TripMeasures:
     return read_measures(folder, observed)
 
 
-def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], horizon: Horizon) -> list[Action]:
+def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], horizon: RolloutSpec) -> list[Action]:
     """For each due light the action with less delay over the horizon, the others following the rollout policy.
 
     The simulation stays put. Raises :class:`SimulatorCrash` where a branch failed.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..labels.counterfactual import Horizon, drive, simulate_actions
+from ..labels.counterfactual import RolloutSpec, drive, simulate_actions
 from ..policies.rules import make_rule_policy
 from ..simulator.monitor import first_of_each
 from ..simulator.network import Network, in_copy, read_network
@@ -23,7 +23,7 @@ from ..system.errors import ScenarioError
 from ..system.forks import BranchError
 from ..system.workers import usable_workers
 
-_LABEL = Horizon(rollout_policy="delay_balance", seconds=30, scope="network")
+_LABEL = RolloutSpec(rollout_policy="delay_balance", seconds=30, scope="network")
 """How `grpo generate` judges an action by default: what a label costs is measured with it."""
 _SAMPLED = 0.5  # share of the decision points that become labels by default
 _MOST_NAMES = 5

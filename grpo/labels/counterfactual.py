@@ -26,7 +26,7 @@ Futures = list[dict[Action, Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
-class Horizon:
+class RolloutSpec:
     """How an action is judged. Seconds are simulated ones, the deadline of a branch is in real ones."""
 
     rollout_policy: str
@@ -74,7 +74,7 @@ def future_seed(seed: int, time: float, future: int) -> int | None:
 
 
 def simulate_actions(
-    simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], horizon: Horizon
+    simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], horizon: RolloutSpec
 ) -> Futures:
     """Outcomes of both actions of one due light, a branch for each. The simulation stays put.
 
@@ -99,7 +99,7 @@ def simulate_actions(
 class _Windows:
     """Decision points whose horizon is being simulated, here or in a branch."""
 
-    def __init__(self, simulation: TrafficSimulation, horizon: Horizon) -> None:
+    def __init__(self, simulation: TrafficSimulation, horizon: RolloutSpec) -> None:
         self._simulation = simulation
         self._horizon = horizon
         self._measurements: dict[str, Measurement] = {}
@@ -112,27 +112,27 @@ class _Windows:
 
     def open(self, key: Any, junction_id: str) -> None:
         """Begin to measure from this instant."""
-        place = "" if self._horizon.scope == "network" else junction_id
-        if place not in self._measurements:
+        scope = "" if self._horizon.scope == "network" else junction_id
+        if scope not in self._measurements:
             edges = self._horizon.edges(self._simulation, junction_id)
-            self._measurements[place] = self._simulation.measure(edges)
-        self._open.append((key, place, self._measurements[place].seconds))
+            self._measurements[scope] = self._simulation.measure(edges)
+        self._open.append((key, scope, self._measurements[scope].seconds))
 
     def record(self) -> list[tuple[Any, Outcome]]:
         """Add the second that was just simulated; returns the windows that it completed."""
         for measurement in self._measurements.values():
             measurement.record()
         ended, still_open = [], []
-        for key, place, since in self._open:
-            measurement = self._measurements[place]
+        for key, scope, since in self._open:
+            measurement = self._measurements[scope]
             if measurement.seconds - since == self._horizon.seconds:
                 ended.append((key, measurement.outcome(since)))
             else:
-                still_open.append((key, place, since))
+                still_open.append((key, scope, since))
         if ended:
             self._open = still_open
-            used = {place for _, place, _ in still_open}
-            self._measurements = {place: m for place, m in self._measurements.items() if place in used}
+            used = {scope for _, scope, _ in still_open}
+            self._measurements = {scope: m for scope, m in self._measurements.items() if scope in used}
         return ended
 
     def run(
@@ -173,7 +173,7 @@ class Counterfactuals:
     Every second: ``due``, then :meth:`advance`; after the run :meth:`finish`.
     """
 
-    def __init__(self, simulation: TrafficSimulation, horizon: Horizon, *, slots: int = 1) -> None:
+    def __init__(self, simulation: TrafficSimulation, horizon: RolloutSpec, *, slots: int = 1) -> None:
         self._simulation = simulation
         self._horizon = horizon
         self._policy = horizon.policy()
@@ -218,7 +218,7 @@ class Counterfactuals:
             windows = _Windows(self._simulation, self._horizon) if number else self._windows
             for junction_id, key in wanted.items():
                 windows.open((key, number, rollout[junction_id]), junction_id)
-                self._branch_other(junction_id, (key, number, _other(rollout[junction_id])), due, seed)
+                self._branch_other(junction_id, (key, number, _other_action(rollout[junction_id])), due, seed)
             if number and wanted:
                 self._branch(windows, due, seed)
         if self._windows.keys and any(taken[light] != action for light, action in rollout.items()):
@@ -271,5 +271,5 @@ class Counterfactuals:
             point.missing -= 1
 
 
-def _other(action: Action) -> Action:
+def _other_action(action: Action) -> Action:
     return "no" if action == "yes" else "yes"

@@ -17,7 +17,7 @@ from ..sumo_interface import TrafficSimulation
 from ..system.errors import DataError, GrpoError
 from ..system.forks import CHEAP_FORKS, BranchError, killed_if_hanging
 from ..system.workers import run_isolated
-from .counterfactual import Futures, Horizon, simulate_actions
+from .counterfactual import Futures, RolloutSpec, simulate_actions
 
 
 def run_record(simulation: TrafficSimulation) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def simulate_run(
                 row = rows[index]
                 if row.junction_id not in asked:
                     raise DataError(other)
-                horizon = Horizon(
+                horizon = RolloutSpec(
                     row.rollout_policy, row.horizon_seconds, row.outcome_scope, row.num_futures, branch_timeout_s
                 )
                 try:

@@ -19,6 +19,7 @@ from ..config import GRPOConfig
 from ..policies.language_model import light_policy
 from ..prompt_builder import build_prompt
 from ..records import (
+    OBSERVED,
     Action,
     GRPODataEntry,
     Observation,
@@ -36,7 +37,7 @@ from ..sumo_interface import TrafficSimulation
 from ..system.errors import OutputError, UnreliableError
 from ..system.files import write_json, write_text
 from ..system.forks import BranchError
-from .counterfactual import Counterfactuals, Futures, Horizon
+from .counterfactual import Counterfactuals, Futures, RolloutSpec
 from .replay import run_record, simulate_run
 
 _LEAST_TO_JUDGE = 20
@@ -49,7 +50,7 @@ def state_file(seed: int) -> str:
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelRun:
     """One run: a scenario and a seed."""
 
     name: str
@@ -58,14 +59,14 @@ class Task:
     output: Path
 
     @property
-    def part(self) -> Path:
+    def result_path(self) -> Path:
         """The finished run."""
         return self.output / self.name / f"part-{self.seed}.json"
 
     @property
     def journal(self) -> Path:
         """What a run has done so far."""
-        return self.part.with_suffix(".jsonl")
+        return self.result_path.with_suffix(".jsonl")
 
     @property
     def state_file(self) -> str:
@@ -74,7 +75,7 @@ class Task:
 
 
 @dataclass
-class Part:
+class LabelledRun:
     """A finished run. ``failed`` maps the ids of rows without outcomes to the causes; only a summary has counts."""
 
     rows: list[dict[str, Any]]
@@ -88,11 +89,11 @@ class Part:
     counts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, task: Task) -> Part:
+    def read(cls, run: LabelRun) -> LabelledRun:
         """The part of a task that has one."""
-        return cls(**json.loads(task.part.read_text(encoding="utf-8")))
+        return cls(**json.loads(run.result_path.read_text(encoding="utf-8")))
 
-    def summary(self) -> Part:
+    def summary(self) -> LabelledRun:
         """The same without its rows, counted: rows of many runs need not be in memory at once."""
         counts = {
             "rows": len(self.rows),
@@ -101,9 +102,9 @@ class Part:
         }
         return replace(self, rows=[], counts=counts)
 
-    def write(self, task: Task) -> None:
+    def write(self, run: LabelRun) -> None:
         """Write the part; raises :class:`OutputError`."""
-        write_json(task.part, asdict(self))
+        write_json(run.result_path, asdict(self))
 
 
 def check_failure_rate(failed: int, labels: int, config: GRPOConfig) -> None:
@@ -118,45 +119,45 @@ def check_failure_rate(failed: int, labels: int, config: GRPOConfig) -> None:
 # ---------------------------------------------------------------------- first pass
 
 
-def label_run(config: GRPOConfig, task: Task, slots: int) -> tuple[int, int]:
+def label_run(config: GRPOConfig, run: LabelRun, slots: int) -> tuple[int, int]:
     """Drive the run, write its part and its state; returns the number of rows and of those that failed.
 
     ``slots`` branches run beside the run itself. Rows found in the journal are not simulated again.
     """
-    journal = _Journal(task)
-    with TrafficSimulation(task.sumocfg, seed=task.seed, settings=SignalSettings.from_config(config)) as simulation:
+    journal = _Journal(run)
+    with TrafficSimulation(run.sumocfg, seed=run.seed, settings=SignalSettings.from_config(config)) as simulation:
         journal.begin(run_record(simulation))
-        with Counterfactuals(simulation, _horizon(config), slots=slots) as counterfactuals:
-            _drive(config, task, simulation, counterfactuals, journal)
+        with Counterfactuals(simulation, rollout_spec(config), slots=slots) as counterfactuals:
+            drive_and_label(config, run, simulation, counterfactuals, journal)
         violations, _ = simulation.judge_signals()
         if violations:
-            raise UnreliableError(f"{task.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
-        write_json(task.part.parent / task.state_file, run_record(simulation))
-    return _finish(config, task, journal)
+            raise UnreliableError(f"{run.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
+        write_json(run.result_path.parent / run.state_file, run_record(simulation))
+    return _finish(config, run, journal)
 
 
-def _drive(
+def drive_and_label(
     config: GRPOConfig,
-    task: Task,
+    run: LabelRun,
     simulation: TrafficSimulation,
     counterfactuals: Counterfactuals,
     journal: _Journal,
 ) -> None:
-    random = Random(f"{config.seed}/{task.name}/{task.seed}")
+    random = Random(f"{config.seed}/{run.name}/{run.seed}")
     behaviour = light_policy(config.behaviour_policy, seed=random.getrandbits(32))
     observed: dict[int, Observation] = {}
     points = 0
 
     def note(labels: list[tuple[int, Futures | BranchError]]) -> None:
         for index, label in labels:
-            journal.add_row(index, _row(config, task, observed.pop(index), label), label)
+            journal.add_row(index, _row(config, run, observed.pop(index), label), label)
             check_failure_rate(len(journal.failed), len(journal.rows), config)
 
     while not simulation.finished and points < config.max_rows_per_run:
         due = simulation.due()
         wanted = {}
         for observation in due:
-            if random.random() < _keep(observation, config):
+            if random.random() < _sampling_probability(observation, config):
                 if points not in journal.rows:
                     wanted[observation.junction_id] = points
                     observed[points] = observation
@@ -164,15 +165,15 @@ def _drive(
         taken: dict[str, Action] = {}
         for observation, decision in zip(due, behaviour.decide(due), strict=True):
             explore: Action = "yes" if random.random() < 0.5 else "no"
-            taken[observation.junction_id] = explore if random.random() < config.exploration else decision.action
+            taken[observation.junction_id] = explore if random.random() < config.exploration_rate else decision.action
         if taken:
             journal.add_decisions(simulation.time, taken)
         note(counterfactuals.advance(due, wanted, taken))
     note(counterfactuals.finish())
 
 
-def _horizon(config: GRPOConfig) -> Horizon:
-    return Horizon(
+def rollout_spec(config: GRPOConfig) -> RolloutSpec:
+    return RolloutSpec(
         config.rollout_policy,
         config.horizon_seconds,
         config.outcome_scope,
@@ -181,31 +182,22 @@ def _horizon(config: GRPOConfig) -> Horizon:
     )
 
 
-def _keep(observation: Observation, config: GRPOConfig) -> float:
+def _sampling_probability(observation: Observation, config: GRPOConfig) -> float:
     """Probability that a decision point becomes a row: where nobody is in sight there is little to learn."""
-    seen = any(m.queue or m.arriving or m.approaching for m in observation.phases.values())
+    seen = any(m.queue or m.arriving or m.approaching for m in observation.phase_metrics.values())
     return config.sample_fraction if seen else config.sample_fraction * config.empty_fraction
 
 
-def _row(config: GRPOConfig, task: Task, observation: Observation, label: Futures | BranchError) -> GRPODataEntry:
+def _row(config: GRPOConfig, run: LabelRun, observation: Observation, label: Futures | BranchError) -> GRPODataEntry:
     row = GRPODataEntry(
-        id=f"{task.name}-{task.seed}-{observation.junction_id}-{time_text(observation.time)}",
-        scenario=task.name,
-        sumocfg=Path(os.path.relpath(task.sumocfg, task.part.parent)).as_posix(),
-        junction_id=observation.junction_id,
-        seed=task.seed,
-        simulation_time=observation.time,
-        phase_order=observation.phase_order,
-        current_phase_id=observation.current_phase_id,
-        current_green_elapsed=observation.green_elapsed,
-        min_green=observation.min_green,
-        max_green=observation.max_green,
-        extend_seconds=observation.extend_seconds,
-        transition_seconds=observation.transition_seconds,
-        can_extend=observation.green_elapsed + observation.extend_seconds <= observation.max_green,
-        phase_metrics=observation.phases,
+        id=f"{run.name}-{run.seed}-{observation.junction_id}-{time_text(observation.simulation_time)}",
+        scenario=run.name,
+        sumocfg=Path(os.path.relpath(run.sumocfg, run.result_path.parent)).as_posix(),
+        seed=run.seed,
+        can_extend=observation.current_green_elapsed + observation.extend_seconds <= observation.max_green,
+        **{name: getattr(observation, name) for name in OBSERVED},
         prompt=build_prompt(observation),
-        state_file=task.state_file if config.save_states else None,
+        state_file=run.state_file if config.save_states else None,
         outcomes=None,
         rollout_policy=config.rollout_policy,
         horizon_seconds=config.horizon_seconds,
@@ -232,32 +224,32 @@ def _labelled(config: GRPOConfig, row: GRPODataEntry, futures: Futures) -> GRPOD
     )
 
 
-def _finish(config: GRPOConfig, task: Task, journal: _Journal, ended_early: str | None = None) -> tuple[int, int]:
+def _finish(config: GRPOConfig, run: LabelRun, journal: _Journal, ended_early: str | None = None) -> tuple[int, int]:
     """Turn the journal into a part."""
     rows = [journal.rows[index] for index in sorted(journal.rows)]
     failed = {journal.rows[index]["id"]: cause for index, cause in sorted(journal.failed.items())}
-    random = Random(f"{config.seed}/verify/{task.name}/{task.seed}")
+    random = Random(f"{config.seed}/verify/{run.name}/{run.seed}")
     chosen = [row["id"] for row in rows if random.random() < config.verify_fraction and row["id"] not in failed]
-    part = Part(rows, failed, to_verify=chosen, replayed=not failed and not chosen, ended_early=ended_early)
-    part.write(task)
+    labelled = LabelledRun(rows, failed, to_verify=chosen, replayed=not failed and not chosen, ended_early=ended_early)
+    labelled.write(run)
     journal.remove()
     return len(rows), len(failed)
 
 
-def salvage_run(config: GRPOConfig, task: Task, cause: str) -> None:
+def salvage_run(config: GRPOConfig, run: LabelRun, cause: str) -> None:
     """Make the part of a run that died again and again: what its journal holds up to there."""
-    journal = _Journal(task, keep_failed=True)
+    journal = _Journal(run, keep_failed=True)
     if journal.header is not None:
-        write_json(task.part.parent / task.state_file, journal.header | {"decisions": journal.decisions})
-    _finish(config, task, journal, ended_early=cause)
+        write_json(run.result_path.parent / run.state_file, journal.header | {"decisions": journal.decisions})
+    _finish(config, run, journal, ended_early=cause)
 
 
 class _Journal:
     """Rows and decisions of a run, one line of JSON each, in the order in which they came about."""
 
-    def __init__(self, task: Task, *, keep_failed: bool = False) -> None:
+    def __init__(self, run: LabelRun, *, keep_failed: bool = False) -> None:
         """Read what an earlier process left. A failed row is forgotten, to be simulated again."""
-        self._path = task.journal
+        self._path = run.journal
         self.header: dict[str, Any] | None = None
         self.decisions: dict[str, dict[str, Action]] = {}
         self.rows: dict[int, dict[str, Any]] = {}
@@ -319,32 +311,34 @@ class _Journal:
 # ---------------------------------------------------------------------- second pass
 
 
-def replay_run(config: GRPOConfig, task: Task) -> Part:
+def replay_run(config: GRPOConfig, run: LabelRun) -> LabelledRun:
     """Simulate the failed rows of a part again and verify its sampled ones, each action in a branch of its own.
 
     Writes the part; returns its summary.
     """
-    part = Part.read(task)
-    position = {row["id"]: index for index, row in enumerate(part.rows)}
-    ids = sorted({*part.failed, *part.to_verify}, key=position.__getitem__)
-    rows = rows_from_json([part.rows[position[name]] for name in ids], source=str(task.part))
-    rows = [replace(row, state_file=task.state_file) for row in rows]
-    results = simulate_run(rows, task.part.parent, branch_timeout_s=config.branch_timeout_seconds)
+    labelled = LabelledRun.read(run)
+    position = {row["id"]: index for index, row in enumerate(labelled.rows)}
+    ids = sorted({*labelled.failed, *labelled.to_verify}, key=position.__getitem__)
+    rows = rows_from_json([labelled.rows[position[name]] for name in ids], source=str(run.result_path))
+    rows = [replace(row, state_file=run.state_file) for row in rows]
+    results = simulate_run(rows, run.result_path.parent, branch_timeout_s=config.branch_timeout_seconds)
     for row, label in zip(rows, results, strict=True):
         if isinstance(label, BranchError):
-            if row.id in part.failed:
-                part.failed[row.id] += f"; again: {label}"
+            if row.id in labelled.failed:
+                labelled.failed[row.id] += f"; again: {label}"
             continue
-        again = row_to_json(_labelled(config, row, label)) | {"state_file": part.rows[position[row.id]]["state_file"]}
-        if row.id in part.failed:
-            part.rows[position[row.id]] = again
-            del part.failed[row.id]
-            part.retried += 1
+        again = row_to_json(_labelled(config, row, label)) | {
+            "state_file": labelled.rows[position[row.id]]["state_file"]
+        }
+        if row.id in labelled.failed:
+            labelled.rows[position[row.id]] = again
+            del labelled.failed[row.id]
+            labelled.retried += 1
             continue
-        part.verified += 1
-        before = part.rows[position[row.id]]["outcomes"]
+        labelled.verified += 1
+        before = labelled.rows[position[row.id]]["outcomes"]
         if again["outcomes"] != before:
-            part.mismatches.append(f"row {row.id}: recorded {before}, replayed {again['outcomes']}")
-    part.replayed = True
-    part.write(task)
-    return part.summary()
+            labelled.mismatches.append(f"row {row.id}: recorded {before}, replayed {again['outcomes']}")
+    labelled.replayed = True
+    labelled.write(run)
+    return labelled.summary()

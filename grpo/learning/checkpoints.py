@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..system.errors import ModelError
 from ..system.files import disk_errors
-from ..system.ranks import processes, sharding
+from ..system.ranks import sharding, world_size
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -31,7 +31,7 @@ def is_complete(checkpoint: Path) -> bool:
 
     The trainer writes ``trainer_state.json`` last, so a readable one says that the rest was written before it.
     """
-    count = processes()
+    count = world_size()
     random_states = [f"rng_state_{rank}.pth" for rank in range(count)] if count > 1 else ["rng_state.pth"]
     if not all((checkpoint / name).is_file() for name in (_STATE, "scheduler.pt", *random_states)):
         return False
@@ -71,7 +71,7 @@ def checkpoint_to_resume(setting: str, folder: str | Path, *, interrupted: bool)
     if not is_complete(path):
         newest = newest_checkpoint(path)
         hint = f"did you mean {newest}?" if newest else "give another one, `auto` or `never`"
-        of = f" of {processes()} processes" if processes() > 1 else ""
+        of = f" of {world_size()} processes" if world_size() > 1 else ""
         raise ModelError(f"resume_from_checkpoint: {path}: is not a complete checkpoint{of}; {hint}")
     return path
 

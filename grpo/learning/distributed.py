@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from ..system.errors import GrpoError
-from ..system.ranks import is_main, processes
+from ..system.ranks import is_main_process, world_size
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _LAST_BREATH = 0.5
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def errors_on_all_ranks() -> Iterator[None]:
     """An error a user can cause in one process is raised in all of them: none goes on and waits for those that ended.
 
     Every process must come here; blocks do not nest.
@@ -34,38 +34,38 @@ def together() -> Iterator[None]:
     try:
         yield
     except GrpoError as caught:
-        if processes() == 1:
+        if world_size() == 1:
             raise
         error = caught
-    if processes() > 1:
+    if world_size() > 1:
         _exchange(error, None)
 
 
-def main_first(work: Callable[[], T]) -> T:
+def main_process_first(work: Callable[[], T]) -> T:
     """What ``work`` returns in this process; the main one does it before the others, who find what it has written."""
     for turn in (True, False):
-        with together():
-            if is_main() is turn:
+        with errors_on_all_ranks():
+            if is_main_process() is turn:
                 result = work()
     return result
 
 
-def by_main(work: Callable[[], T]) -> T:
+def broadcast_from_main(work: Callable[[], T]) -> T:
     """What ``work`` returned in the main process, in every process; the others wait for it."""
-    if processes() == 1:
+    if world_size() == 1:
         return work()
     error, result = None, None
     try:
-        if is_main():
+        if is_main_process():
             result = work()
     except GrpoError as caught:
         error = caught
     return _exchange(error, result)  # type: ignore[return-value]
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """End the processes' connection; all of them must come here."""
-    if processes() > 1:
+    if world_size() > 1:
         from accelerate.state import AcceleratorState, PartialState
 
         PartialState().destroy_process_group()
@@ -82,12 +82,12 @@ def _exchange(error: GrpoError | None, result: Any) -> Any:
     if cpu:  # else it is named cpu:0, and torch loads no checkpoint there
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     PartialState(cpu=cpu, timeout=_LONGEST_WAIT)  # the trainer makes its own anew, on the same connection
-    everyone: list[Any] = [None] * processes()
+    everyone: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(everyone, (error, result))
     first = next((failed for failed, _ in everyone if failed is not None), None)
     if first is not None:
-        leave()
-        if not is_main():
+        destroy_process_group()
+        if not is_main_process():
             time.sleep(_LAST_BREATH)  # the launcher kills all once one has ended, and the main process is to say why
         raise first
     return everyone[0][1]

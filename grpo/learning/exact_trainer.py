@@ -15,9 +15,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl.models.utils import disable_gradient_checkpointing
 
-from ..models.answer_tokens import answer_branch, answer_tokens, shared_beginning
+from ..models.answer_tokens import answer_tokens, decision_tokens, shared_prefix_of
 from ..models.loading import logits_at, plain_passes
-from ..models.shared_prefix import one_row, places_in_row, takes_rows
+from ..models.shared_prefix import pack_with_shared_prefix, packed_positions, supports_prefix_packing
 from ..prompt_builder import build_messages
 from .reward import Rewards, outcomes_from_text, tsc_reward
 from .sampled_trainer import ResumableGRPOTrainer
@@ -41,14 +41,14 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self._rewards = rewards
         prompt = self._texts([build_messages("{}")])[0]
         self._answers = answer_tokens(self._encode, prompt, self.processing_class.eos_token)
-        beginning, branch = answer_branch(self._encode, prompt)
-        self._parting, self._branch = len(beginning), list(branch)
+        answer_start, tokens = decision_tokens(self._encode, prompt)
+        self._decision_index, self._decision_tokens = len(answer_start), list(tokens)
         mixed = plain_passes() and self.args.bf16 and not self.args.gradient_checkpointing
         self._adapters = [layer for layer in self.model.modules() if mixed and isinstance(layer, BaseTunerLayer)]
         # what every training prompt begins with, the instruction, stands in a forward pass once
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
-        once = all(takes_rows(model) for model in models)
-        self._shared = len(shared_beginning(self._prompts(self.train_dataset["prompt"]))) if once else 0
+        once = all(supports_prefix_packing(model) for model in models)
+        self._prefix_length = len(shared_prefix_of(self._prompts(self.train_dataset["prompt"]))) if once else 0
 
     def _texts(self, conversations: Iterable[Any]) -> list[str]:
         template = self.processing_class.apply_chat_template
@@ -75,13 +75,13 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self.state.num_input_tokens_seen += sum(map(len, ids)) * self.accelerator.num_processes
         batch = {
             "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
-            "places": torch.tensor([[len(prompt) - 1] for prompt in prompts]) + torch.arange(longest),
+            "positions": torch.tensor([[len(prompt) - 1] for prompt in prompts]) + torch.arange(longest),
             "answer": torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers]),
             "mask": torch.tensor([[1.0] * len(answer) + [0.0] * (longest - len(answer)) for answer in answers]),
             "traffic": torch.tensor(traffic),
             "importance": self._importance(rows),
         }
-        batch["places"].clamp_(max=width - 1)
+        batch["positions"].clamp_(max=width - 1)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -91,8 +91,8 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         rewards, mask, traffic = self._rewards, inputs["mask"], inputs["traffic"]
         logps = self._logps(model, inputs)
         own = logps.gather(-1, inputs["answer"][..., None])[..., 0] * mask
-        spelling = (own.sum(1) - own[:, self._parting]).exp()  # all tokens but the one that decides
-        yes, no = (spelling[:, None] * logps[:, self._parting, self._branch].exp()).unbind(1)
+        p_other_tokens = (own.sum(1) - own[:, self._decision_index]).exp()  # all tokens but the one that decides
+        yes, no = (p_other_tokens[:, None] * logps[:, self._decision_index, self._decision_tokens].exp()).unbind(1)
         invalid = rewards.format_weight * rewards.invalid
         valid = rewards.format_weight * rewards.strict - invalid
         expected = invalid + (yes + no) * valid + (yes - no) * rewards.tsc_weight * traffic
@@ -108,13 +108,13 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Log-probabilities of every token at each place of the answer: rows x places x vocabulary."""
-        ids, places = inputs["input_ids"], inputs["places"]
+        ids, positions = inputs["input_ids"], inputs["positions"]
         arguments: dict[str, Any] = {"input_ids": ids}
-        if shared := self._shared:
-            arguments = one_row(ids[0, :shared], ids[:, shared:])
-            places = places_in_row(places, ids.size(1) - shared)
-        with logits_at(self.accelerator.unwrap_model(model).get_output_embeddings(), places), self._one_cast():
-            logits = model(**arguments, use_cache=False).logits.view(*inputs["places"].shape, -1)
+        if prefix_length := self._prefix_length:
+            arguments = pack_with_shared_prefix(ids[0, :prefix_length], ids[:, prefix_length:])
+            positions = packed_positions(positions, ids.size(1) - prefix_length)
+        with logits_at(self.accelerator.unwrap_model(model).get_output_embeddings(), positions), self._one_cast():
+            logits = model(**arguments, use_cache=False).logits.view(*inputs["positions"].shape, -1)
         return (logits.float() / self.temperature).log_softmax(-1)
 
     @contextlib.contextmanager
@@ -146,12 +146,12 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         right = torch.where(traffic > 0, yes, no) / valid * matters
         means = torch.stack([expected, valid, (yes - no) * traffic, right, matters]).mean(1)
         everyone = self.accelerator.gather(torch.cat([means, kl[None]])[None])
-        reward, form, worth, agree, scorable, drift = everyone.mean(0).tolist()
+        reward, prompt_format, worth, agree, scorable, drift = everyone.mean(0).tolist()
         rewards = self._rewards
         shown = {
             "reward": reward,
-            "format_rate": form,
-            "rewards/format_reward/mean": rewards.invalid + form * (rewards.strict - rewards.invalid),
+            "format_rate": prompt_format,
+            "rewards/format_reward/mean": rewards.invalid + prompt_format * (rewards.strict - rewards.invalid),
             "rewards/tsc_reward/mean": worth,
             "frac_reward_zero_std": 1 - scorable,
         }

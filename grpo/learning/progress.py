@@ -32,7 +32,7 @@ class LogLines(TrainerCallback):
 
     def __init__(self, stage: str, show: Mapping[str, str]) -> None:
         self._stage = stage
-        self._show = show
+        self._log_report = show
         self._began = 0.0
         self._first_step = 0
 
@@ -54,13 +54,13 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Print the line; the trainer's closing summary, which has none of the metrics, is left out."""
-        known = [(name, logs[key]) for key, name in self._show.items() if logs and logs.get(key) is not None]
+        known = [(name, logs[key]) for key, name in self._log_report.items() if logs and logs.get(key) is not None]
         if not known:
             return
         done = state.global_step - self._first_step
-        left = (time.monotonic() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
+        remaining_s = (time.monotonic() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
         metrics = "  ".join(f"{name} {float(value):.4g}" for name, value in known)
-        say(f"{self._stage}: step {state.global_step}/{state.max_steps}  {metrics}  left {clock(left)}")
+        say(f"{self._stage}: step {state.global_step}/{state.max_steps}  {metrics}  left {clock(remaining_s)}")
 
 
 def check_reporters(report_to: list[str]) -> None:

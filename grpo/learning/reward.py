@@ -66,7 +66,7 @@ def tsc_scale(advantages: Iterable[float | None]) -> float:
     return median_low(sizes) if sizes else 1.0
 
 
-def draw_weights(advantages: Iterable[float], scale: float, share: float) -> list[float]:
+def sampling_weights(advantages: Iterable[float], scale: float, share: float) -> list[float]:
     """How many times more often than the average each row is drawn.
 
     A row is drawn with probability ``share`` in proportion to |tanh(advantage / scale)|, what the choice is worth

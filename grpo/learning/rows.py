@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import GRPOTrainingConfig
 from ..labels.outcome_cache import fill_outcomes
-from ..prompt_builder import DEFAULT_FORM, PromptForm, ask
+from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
 from ..records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, observation_of, read_rows
 from ..system.errors import DataError
-from ..system.ranks import processes
+from ..system.ranks import world_size
 from .reward import outcomes_to_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def load_grpo_dataset(
     dataset_path: str | Path,
     *,
-    prompt_form: PromptForm = DEFAULT_FORM,
+    prompt_format: PromptFormat = DEFAULT_FORMAT,
     cost_weights: Mapping[str, float] | None = None,
     extend_seconds: int | None = None,
     max_workers: int = 4,
@@ -63,7 +63,7 @@ def load_grpo_dataset(
                     "seed": row.seed,
                     "junction_id": row.junction_id,
                     "simulation_time": row.simulation_time,
-                    "prompt": ask(observation_of(row), prompt_form),
+                    "prompt": ask(observation_of(row), prompt_format),
                     "outcomes": outcomes_to_text(row.outcomes),
                     "advantage": advantage,
                     "best_action": None if advantage is None else best_of(advantage),
@@ -117,7 +117,7 @@ def split_rows(dataset: datasets.Dataset, config: GRPOTrainingConfig) -> tuple[d
     train = dataset.select([i for i, held in enumerate(out) if not held])
     unseen = [i for i, held in enumerate(out) if held]
     chosen = random.Random(config.seed).sample(unseen, min(config.validation_rows, len(unseen)))
-    prompts = config.batch_size * config.gradient_accumulation_steps * processes() // config.group_size
+    prompts = config.batch_size * config.gradient_accumulation_steps * world_size() // config.group_size
     if len(train) < prompts:
         raise DataError(
             f"{config.dataset_path}: {len(train)} rows to train on, one step takes {prompts} (batch_size x "

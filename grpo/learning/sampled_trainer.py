@@ -60,7 +60,9 @@ class ResumableGRPOTrainer(FiniteSteps, WholeCheckpoints, GRPOTrainer):
     def __init__(self, *args: Any, draws: Sequence[float] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._draws = draws
-        self._draw_of = dict(zip(self.train_dataset["id"], draws or [1.0] * len(self.train_dataset), strict=True))
+        self._sampling_weight_of = dict(
+            zip(self.train_dataset["id"], draws or [1.0] * len(self.train_dataset), strict=True)
+        )
         # TRL keeps a frozen copy of the adapter as the reference. The adapter is fresh, so the model without it is the
         # same reference; and with two adapters in a checkpoint, a resume loads the copy and forgets the trained one.
         if "ref" in getattr(self.model, "peft_config", {}):
@@ -80,7 +82,7 @@ class ResumableGRPOTrainer(FiniteSteps, WholeCheckpoints, GRPOTrainer):
 
     def _importance(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """What each row counts for, given how often it is drawn."""
-        return torch.tensor([1 / self._draw_of[row["id"]] for row in rows], device=self.accelerator.device)
+        return torch.tensor([1 / self._sampling_weight_of[row["id"]] for row in rows], device=self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)

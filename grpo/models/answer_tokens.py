@@ -9,7 +9,7 @@ from ..prompt_builder import ANSWERS
 from ..records import ACTIONS
 from ..system.errors import ModelError
 
-WORTH_SHARING = 32
+MIN_SHARED_TOKENS = 32
 """Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
 
 
@@ -28,22 +28,22 @@ def answer_tokens(encode: Callable[[str], list[int]], prompt: str, end: str = ""
     return yes, no
 
 
-def answer_branch(encode: Callable[[str], list[int]], prompt: str) -> tuple[list[int], tuple[int, int]]:
+def decision_tokens(encode: Callable[[str], list[int]], prompt: str) -> tuple[list[int], tuple[int, int]]:
     """The tokens with which both answers begin, and the next token of ``yes`` and of ``no``.
 
     Found by comparing the answers' tokens behind ``prompt``. Raises :class:`ModelError` where an answer changes the
     prompt's own tokens, or where one is the beginning of the other.
     """
     yes, no = answer_tokens(encode, prompt)
-    parting = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
-    if parting is None:
+    first_difference = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
+    if first_difference is None:
         raise ModelError("the tokenizer cannot tell the answers apart; give another model")
-    return yes[:parting], (yes[parting], no[parting])
+    return yes[:first_difference], (yes[first_difference], no[first_difference])
 
 
-def shared_beginning(prompts: Sequence[list[int]]) -> list[int]:
+def shared_prefix_of(prompts: Sequence[list[int]]) -> list[int]:
     """The tokens that all prompts begin with, none where they are too few to be worth it; the last one is never shared:
     the answer is read off it."""
     alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
     shared = [token for token, *_ in alike][: min(map(len, prompts)) - 1]
-    return shared if len(shared) >= WORTH_SHARING else []
+    return shared if len(shared) >= MIN_SHARED_TOKENS else []

@@ -9,20 +9,20 @@ import json
 import re
 from pathlib import Path
 
-from ..prompt_builder import PromptForm
+from ..prompt_builder import PromptFormat
 from ..system.errors import ModelError
 from ..system.files import write_json
 
-EMBEDDED = "embedded"
+BASE = "base"
 """The ``model_path`` that means the base model shipped in the package: it reads states and knows the format."""
 PRETRAINED = "pretrained"
 """The one that means the controller shipped in the package: the base after SFT and GRPO on generated traffic."""
 SHIPPED = {
-    EMBEDDED: Path(__file__).resolve().parent / "shipped" / "base",
+    BASE: Path(__file__).resolve().parent / "shipped" / "base",
     PRETRAINED: Path(__file__).resolve().parent / "shipped" / "pretrained",
 }
 
-CARD = "scu_tsc.json"
+PROMPT_FORMAT_FILE = "scu_tsc.json"
 """File in a model's folder that says what the model was trained for."""
 
 CONFIGS = ("config.json", "adapter_config.json")
@@ -83,25 +83,36 @@ def base_of(adapter: str) -> str:
         raise ModelError(f"{settings}: does not name its base model; save the adapter again") from None
 
 
-def write_card(folder: Path, form: PromptForm) -> None:
+def model_files(model: str) -> list[Path]:
+    """The files of a resolved model that decide what it answers; none for a model of the hub."""
+    folder = Path(model)
+    kept = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin")
+    own = [file for file in folder.iterdir() if file.suffix in kept and file.is_file()] if folder.is_dir() else []
+    return [*own, *(model_files(base_of(model)) if is_adapter(model) else [])]
+
+
+def write_prompt_format(folder: Path, prompt_format: PromptFormat) -> None:
     """Note the form of the prompts that the model in ``folder`` was taught with."""
-    write_json(folder / CARD, {"prompt_language": form.language, "prompt_fields": list(form.fields)})
+    write_json(
+        folder / PROMPT_FORMAT_FILE,
+        {"prompt_language": prompt_format.language, "prompt_fields": list(prompt_format.fields)},
+    )
 
 
-def prompt_form_of(folder: str | Path) -> PromptForm | None:
+def prompt_format_of(folder: str | Path) -> PromptFormat | None:
     """The form that the model in ``folder`` was taught with; ``None`` where nothing says.
 
     Raises :class:`ModelError` where it is none that this version can ask in.
     """
-    path = Path(folder) / CARD
+    path = Path(folder) / PROMPT_FORMAT_FILE
     if not path.is_file():
         return None
     try:
         card = json.loads(path.read_text(encoding="utf-8-sig"))
-        form = PromptForm(card["prompt_language"], tuple(card["prompt_fields"]))
-        problems = form.problems()
+        prompt_format = PromptFormat(card["prompt_language"], tuple(card["prompt_fields"]))
+        problems = prompt_format.problems()
     except (OSError, ValueError, KeyError, TypeError):
         problems = ["prompt_language and prompt_fields are missing"]
     if problems:
         raise ModelError(f"{path}: {problems[0]}; train the model again with this version")
-    return form
+    return prompt_format

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..prompt_builder import PromptForm
+from ..prompt_builder import PromptFormat
 from ..system.errors import ModelError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -133,7 +133,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 # Writing
 
 
-def write_gguf(model: Any, vocabulary: Vocabulary, path: Path, *, name: str, form: PromptForm) -> None:
+def write_gguf(model: Any, vocabulary: Vocabulary, path: Path, *, name: str, prompt_format: PromptFormat) -> None:
     """Write ``model`` (in 16 bits) and its tokenizer; vectors stay in fp32, as llama.cpp wants them.
 
     Raises :class:`ModelError` for a weight that GGUF has no name for, and ``OSError`` where it cannot be written.
@@ -147,7 +147,7 @@ def write_gguf(model: Any, vocabulary: Vocabulary, path: Path, *, name: str, for
     bf16 = model.dtype == torch.bfloat16
     matrix = gguf.GGMLQuantizationType.BF16 if bf16 else gguf.GGMLQuantizationType.F16
     writer = gguf.GGUFWriter(path, config.model_type)
-    _write_settings(writer, config, vocabulary, name, form)
+    _write_settings(writer, config, vocabulary, name, prompt_format)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.MOSTLY_F16)
     for key, weight in model.state_dict().items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
@@ -169,7 +169,7 @@ def write_gguf(model: Any, vocabulary: Vocabulary, path: Path, *, name: str, for
         writer.close()
 
 
-def _write_settings(writer: Any, config: Any, vocabulary: Vocabulary, name: str, form: PromptForm) -> None:
+def _write_settings(writer: Any, config: Any, vocabulary: Vocabulary, name: str, prompt_format: PromptFormat) -> None:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_name(name)
     writer.add_context_length(config.max_position_embeddings)
@@ -184,8 +184,8 @@ def _write_settings(writer: Any, config: Any, vocabulary: Vocabulary, name: str,
     writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_string("scu_tsc.prompt_language", form.language)
-    writer.add_array("scu_tsc.prompt_fields", list(form.fields))
+    writer.add_string("scu_tsc.prompt_language", prompt_format.language)
+    writer.add_array("scu_tsc.prompt_fields", list(prompt_format.fields))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.split)
     writer.add_token_list(vocabulary.tokens)

@@ -18,11 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..prompt_builder import PromptForm
+from ..prompt_builder import PromptFormat
 from ..system.errors import ConfigError, ModelError
-from ..system.files import disk_errors
-from ..system.ranks import local_rank, processes, see_one_gpu, sharding
-from .folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_card
+from ..system.files import disk_errors, temporary_name
+from ..system.ranks import local_rank, sharding, use_first_gpu_only, world_size
+from .folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_prompt_format
 from .tokenizer import check_round_trip, check_tokenizer_file
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: s
     than training takes transformers. From here on a process without a launcher sees one GPU. Raises
     :class:`ModelError` where Unsloth is asked for and cannot be had.
     """
-    see_one_gpu()
+    use_first_gpu_only()
     if setting == "transformers":
         return "transformers"
     if sharding():
@@ -143,18 +143,18 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
 
     An adapter folder is merged into its base first, so that the policy without the fresh adapters, which is the
     KL reference, is the policy that was saved. LoRA is attached where ``lora_rank`` > 0 and the model has at least
-    ``full_training_below`` parameters. Raises :class:`ModelError`.
+    ``lora_min_parameters`` parameters. Raises :class:`ModelError`.
     """
     source = resolve_model(config.model_path, made_by="grpo sft" if config.STAGE == "train" else None)
     backend = choose_backend(config.backend, source)
     from transformers import set_seed
 
     set_seed(config.seed)  # the adapters start from random numbers
-    _attend_without_plans()
+    _disable_cudnn_attention()
     base, adapter = _base_and_adapter(source)
     tokenizer = _load_tokenizer(source)
     parameters = _parameter_count(base)
-    lora = config.lora_rank > 0 and parameters >= config.full_training_below
+    lora = config.lora_rank > 0 and parameters >= config.lora_min_parameters
     _limit_threads(parameters)
     half = lora and _has_gpu() and _gpu_has_bf16()
     if backend == "unsloth":
@@ -168,7 +168,7 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
     check_weights(model, source)
     model = _add_lora(model, config, backend) if lora else model.requires_grad_(True)
     if lora:  # where the adapter's weights will lie on top of; PEFT itself would name what an adapter was merged into
-        model.peft_config["default"].base_model_name_or_path = _from_anywhere(source)
+        model.peft_config["default"].base_model_name_or_path = _absolute_or_hub_id(source)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"{config.model_path}: no parameter is trainable; set lora_rank to 0 or name other modules")
     if getattr(model, "generation_config", None) is not None:
@@ -185,7 +185,7 @@ def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]
     source = resolve_model(model_path)
     if device == "auto":
         device = "cuda" if _has_gpu() else "cpu"
-    _attend_without_plans()
+    _disable_cudnn_attention()
     base, adapter = _base_and_adapter(source)
     tokenizer = _load_tokenizer(source)
     large = _parameter_count(base) >= _SMALL
@@ -210,14 +210,14 @@ def check_weights(model: Any, source: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def logits_at(head: Any, places: Any) -> Iterator[None]:
-    """Have ``head``, a model's output embeddings, compute the logits of ``places`` (rows x places) alone.
+def logits_at(head: Any, positions: Any) -> Iterator[None]:
+    """Have ``head``, a model's output embeddings, compute the logits of ``positions`` (rows x places) alone.
 
     An answer is short and a vocabulary wide: the logits of all places would fill the memory.
     """
 
     def pick(_: Any, hidden: tuple[Any, ...]) -> tuple[Any]:
-        return (hidden[0].take_along_dim(places[..., None], 1),)
+        return (hidden[0].take_along_dim(positions[..., None], 1),)
 
     handle = head.register_forward_pre_hook(pick)
     try:
@@ -226,7 +226,7 @@ def logits_at(head: Any, places: Any) -> Iterator[None]:
         handle.remove()
 
 
-def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptForm | None) -> None:
+def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, prompt_format: PromptFormat | None) -> None:
     """Save ``model`` with its adapters merged, and ``tokenizer``, for plain transformers; ``model`` stays as it is.
 
     The adapter itself goes into ``adapter/``, unless training began from an adapter: no model lies beneath it then.
@@ -236,35 +236,38 @@ def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, form: PromptF
     """
     folder = Path(folder)
     check_weights(model, folder)
-    part = folder / "saving.part"
+    staging = temporary_name(folder / "model")
     plain, state = _plain_state(model)
     try:
         with disk_errors(folder):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            plain.save_pretrained(part, state_dict=state)
+            staging.mkdir(parents=True)
+            plain.save_pretrained(staging, state_dict=state)
             if hasattr(model, "peft_config") and not is_adapter(model.peft_config["default"].base_model_name_or_path):
-                _save_adapter(model, part / ADAPTER)
-                save_tokenizer(tokenizer, part / ADAPTER, form)
-            save_tokenizer(tokenizer, part, form)
-            check_round_trip(tokenizer, part)
+                _save_adapter(model, staging / ADAPTER)
+                save_tokenizer(tokenizer, staging / ADAPTER, prompt_format)
+            save_tokenizer(tokenizer, staging, prompt_format)
+            check_round_trip(tokenizer, staging)
             (folder / "config.json").unlink(missing_ok=True)
             shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # a folder with files cannot be replaced
-            move_in(part, folder)
+            publish(staging, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, form: PromptForm | None) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path, prompt_format: PromptFormat | None) -> None:
     """Save the tokenizer, and the form in which the model is asked where it was taught one."""
     tokenizer.save_pretrained(folder)
-    if form is not None:
-        write_card(folder, form)
+    if prompt_format is not None:
+        write_prompt_format(folder, prompt_format)
 
 
-def move_in(part: Path, folder: Path) -> None:
-    """Move the files of ``part`` into ``folder``, last the one without which the folder is no model."""
-    for file in sorted(part.iterdir(), key=lambda file: file.name in CONFIGS):
+def publish(staging: Path, folder: Path) -> None:
+    """Move the files of ``staging`` into ``folder``, last the one without which the folder is no model."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in sorted(staging.iterdir(), key=lambda file: file.name in CONFIGS):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)  # safetensors makes its files readable to their owner alone
         os.replace(file, folder / file.name)
 
 
@@ -285,11 +288,11 @@ def _load_causal_lm(base: str, *, half: bool) -> Any:
             base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
         )
     if half and plain_passes() and find_spec("liger_kernel"):
-        _fuse(model)
+        _apply_liger_kernels(model)
     return model
 
 
-def _fuse(model: Any) -> None:
+def _apply_liger_kernels(model: Any) -> None:
     """Have Liger compute a norm, or a gate, in one GPU kernel where it knows the model: half of the time goes into some
     thousands of small ones. The rotation of queries and keys stays: Liger would change it for models on a CPU too."""
     from transformers.integrations.liger import apply_liger_kernel
@@ -297,7 +300,7 @@ def _fuse(model: Any) -> None:
     apply_liger_kernel(model, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
 
 
-def _attend_without_plans() -> None:
+def _disable_cudnn_attention() -> None:
     """Have a GPU compute attention without cuDNN, which plans it for every new shape of its inputs, some 50 ms each:
     prompts have many lengths. Flash attention needs no plan."""
     import torch
@@ -309,7 +312,7 @@ def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig
     import torch
     from unsloth import FastLanguageModel
 
-    place = {"device_map": {"": local_rank()}} if processes() > 1 else {}
+    device_map = {"device_map": {"": local_rank()}} if world_size() > 1 else {}
     with _one_line_errors(base), _stdout_to_stderr():
         model, _ = FastLanguageModel.from_pretrained(
             base,
@@ -317,7 +320,7 @@ def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig
             dtype=torch.bfloat16 if half else torch.float32,
             load_in_4bit=False,
             full_finetuning=full,
-            **place,
+            **device_map,
         )
     return model
 
@@ -427,7 +430,7 @@ def _save_adapter(model: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to be filled in
 
 
-def _from_anywhere(source: str) -> str:
+def _absolute_or_hub_id(source: str) -> str:
     """A hub id as it is, a folder by its whole path: the adapter may be used from another working directory."""
     return str(Path(source).resolve()) if is_local(source) else source
 
@@ -442,8 +445,8 @@ def _plain_state(model: Any) -> tuple[Any, dict[str, Any]]:
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in plain.state_dict().items()}
     for name, module in plain.named_modules():
         if isinstance(module, LoraLayer):
-            for part in [key for key in state if key.startswith(f"{name}.lora_")]:
-                del state[part]
+            for staging in [key for key in state if key.startswith(f"{name}.lora_")]:
+                del state[staging]
             weight = module.get_base_layer().weight
             for adapter in module.active_adapters:
                 # summed in fp32: the adapters' small steps would be lost between two 16-bit numbers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..prompt_builder import PHASE_FIELDS, PromptForm
+from ..prompt_builder import PHASE_FIELDS, PromptFormat
 from ..system.files import MANIFEST
 from .folder import ADAPTER, SHIPPED, is_adapter
 
@@ -24,7 +24,7 @@ _COMMON = ("stage", "settings", "versions", "git_commit")
 class Step:
     """One finished run of a stage that led to a model, as its manifest tells it."""
 
-    place: str
+    folder_name: str
     stage: str
     settings: Mapping[str, Any]
     figures: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """All that the README of an export says; ``lineage`` has the last training first."""
 
     name: str
@@ -52,8 +52,8 @@ class Card:
     base: str | None
     """The model that an exported adapter lies on."""
     lineage: Sequence[Step]
-    form: PromptForm
-    form_known: bool
+    prompt_format: PromptFormat
+    format_known: bool
     gate: Mapping[str, Any]
 
 
@@ -61,10 +61,10 @@ def lineage_of(source: str) -> list[Step]:
     """The runs that led to a resolved model, the last one first, as far back as their folders still are."""
     steps: list[Step] = []
     seen = set()
-    place: str | None = source
-    while place is not None and place not in seen:
-        seen.add(place)
-        folder = SHIPPED.get(place, Path(place))
+    folder_name: str | None = source
+    while folder_name is not None and folder_name not in seen:
+        seen.add(folder_name)
+        folder = SHIPPED.get(folder_name, Path(folder_name))
         if is_adapter(str(folder)) and folder.name == ADAPTER:
             folder = folder.parent
         try:
@@ -73,17 +73,25 @@ def lineage_of(source: str) -> list[Step]:
             before = settings.get("model_path") or settings.get("model")
             figures = {key: value for key, value in manifest.items() if key not in _COMMON}
             steps.append(
-                Step(place, manifest["stage"], settings, figures, manifest["versions"], manifest["git_commit"], before)
+                Step(
+                    folder_name,
+                    manifest["stage"],
+                    settings,
+                    figures,
+                    manifest["versions"],
+                    manifest["git_commit"],
+                    before,
+                )
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             break
-        place = before
+        folder_name = before
     return steps
 
 
-def model_card(card: Card) -> str:
+def model_card(card: ModelCard) -> str:
     """The text of README.md."""
-    root = card.lineage[-1].started_from or card.lineage[-1].place if card.lineage else card.model
+    root = card.lineage[-1].started_from or card.lineage[-1].folder_name if card.lineage else card.model
     shipped = root in SHIPPED or root in map(str, SHIPPED.values()) or card.model in SHIPPED
     license_line = "Apache-2.0" if shipped else f"that of the model it was made from, {root}"
     head = ["---", *(["license: apache-2.0"] if shipped else []), "tags: [traffic-signal-control, sumo]", "---", ""]
@@ -100,18 +108,18 @@ def model_card(card: Card) -> str:
         f"- license: {license_line}",
         "",
     ]
-    parts = [_reading(card), _training(card.lineage), _checked(card.gate), _loading(card), _LIMITS]
-    return "\n".join([*head, *about, *(line for part in parts for line in [*part, ""])]).rstrip() + "\n"
+    sections = [_reading(card), _training(card.lineage), _checked(card.gate), _loading(card), _LIMITS]
+    return "\n".join([*head, *about, *(line for section in sections for line in [*section, ""])]).rstrip() + "\n"
 
 
-def _reading(card: Card) -> list[str]:
-    known = "" if card.form_known else " (the form that is asked by default; nothing says what the model was taught)"
+def _reading(card: ModelCard) -> list[str]:
+    known = "" if card.format_known else " (the form that is asked by default; nothing says what the model was taught)"
     return [
         "## What it reads and answers",
         "",
-        f"Prompt language: {card.form.language}{known}. Of each green phase it reads:",
+        f"Prompt language: {card.prompt_format.language}{known}. Of each green phase it reads:",
         "",
-        *(f"- `{name}`: {PHASE_FIELDS[name]['en']}" for name in card.form.fields),
+        *(f"- `{name}`: {PHASE_FIELDS[name]['en']}" for name in card.prompt_format.fields),
         "",
         f"The user message in full, with one state and the model's answer to it: `{EXAMPLE}`.",
         "",
@@ -174,7 +182,7 @@ def _checked(gate: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _loading(card: Card) -> list[str]:
+def _loading(card: ModelCard) -> list[str]:
     if card.format == "adapter":
         imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
         load = (

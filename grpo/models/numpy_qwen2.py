@@ -129,15 +129,15 @@ class SmallModel:
         hidden = self._run(self._layers[-1], hidden, 1)
         return self._normed(hidden[-1]) @ self._output[list(wanted)].T
 
-    def _run(self, layer: dict[str, np.ndarray], hidden: np.ndarray, places: int) -> np.ndarray:
-        """One layer; the result is that of the last ``places`` places. Large arrays are worked on in place."""
-        length, size, first = len(hidden), self._head_size, len(hidden) - places
+    def _run(self, layer: dict[str, np.ndarray], hidden: np.ndarray, positions: int) -> np.ndarray:
+        """One layer; the result is that of the last ``positions`` places. Large arrays are worked on in place."""
+        length, size, first = len(hidden), self._head_size, len(hidden) - positions
         mixed = self._normed(hidden) @ layer["qkv"]
         mixed += layer["bias"]
         heads = mixed.reshape(length, -1, size)
         value = heads[:, -self._kv_heads :]
         turned = (heads[:, : -self._kv_heads].view(np.complex64) * self._rotations[:length]).view(np.float32)
-        query = turned[first:, : self._heads].reshape(places, self._kv_heads, -1, size)  # key head, its query heads
+        query = turned[first:, : self._heads].reshape(positions, self._kv_heads, -1, size)  # key head, its query heads
         key = turned[:, self._heads :].transpose(1, 2, 0)[:, None]
         scores = query.transpose(1, 2, 0, 3) @ key
         scores += self._mask[first:length, :length]
@@ -145,7 +145,7 @@ class SmallModel:
         np.exp(scores, out=scores)
         attended = scores @ value.transpose(1, 0, 2)[:, None]
         attended /= scores.sum(-1, keepdims=True)
-        hidden = hidden[first:] + attended.transpose(2, 0, 1, 3).reshape(places, -1) @ layer["out"]
+        hidden = hidden[first:] + attended.transpose(2, 0, 1, 3).reshape(positions, -1) @ layer["out"]
         gate, up = np.split(self._normed(hidden) @ layer["gate_up"], 2, axis=-1)
         sigmoid = np.exp(-gate)
         sigmoid += 1

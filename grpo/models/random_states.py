@@ -66,15 +66,15 @@ def draw_states(rng: np.random.Generator, count: int) -> list[Observation]:
         states.append(
             Observation(
                 junction_id=ANY_LIGHT,
-                time=float(seconds[row]),
+                simulation_time=float(seconds[row]),
                 phase_order=order,
                 current_phase_id=cycle[0],
-                green_elapsed=int(elapsed[row]),
+                current_green_elapsed=int(elapsed[row]),
                 min_green=int(min_green[row]),
                 max_green=int(max_green[row]),
                 extend_seconds=int(extend[row]),
                 transition_seconds=int(transition[row]),
-                phases={
+                phase_metrics={
                     phase: PhaseMetrics(**{name: values[row][i] for name, values in metrics.items()})
                     for i, phase in enumerate(cycle)
                 },
@@ -95,7 +95,7 @@ def discharge(observation: Observation) -> tuple[int, int]:
     A lane discharges a vehicle every two seconds; every other phase is taken to last for the queue of its lanes, at
     least ``min_green``, and each change of phase to lose as long as the one ahead.
     """
-    current, *others = observation.phases.values()
+    current, *others = observation.phase_metrics.values()
     served = min(current.queue + current.arriving, math.ceil(current.lanes * observation.extend_seconds / 2))
     lost = observation.transition_seconds
     greens = (max(observation.min_green, min(2 * phase.queue // phase.lanes, 45)) for phase in others)
@@ -107,12 +107,12 @@ def facts(observation: Observation, fields: Sequence[str]) -> dict[str, int]:
 
     Only what can be known from a prompt with the given ``fields``.
     """
-    current, *others = observation.phases.values()
+    current, *others = observation.phase_metrics.values()
     queues = [phase.queue for phase in others]
     served, away = discharge(observation)
     values: dict[str, int] = {
-        "elapsed": observation.green_elapsed,
-        "left": observation.max_green - observation.green_elapsed,
+        "elapsed": observation.current_green_elapsed,
+        "left": observation.max_green - observation.current_green_elapsed,
         "transition": observation.transition_seconds,
         "others": len(others),
     }
@@ -145,7 +145,7 @@ def prior(observation: Observation) -> float:
     The vehicles served now would otherwise wait until the green returns; all others wait ``extend_seconds``
     longer. The odds are the ratio of the two sums to a power that leaves the model open to real labels.
     """
-    current, *others = observation.phases.values()
+    current, *others = observation.phase_metrics.values()
     served, away = discharge(observation)
     room = max(0.1, 1 - current.downstream_queue / (8 * current.lanes))
     present = current.queue + current.arriving + current.approaching

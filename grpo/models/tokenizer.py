@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..prompt_builder import ANSWERS, ANY_LIGHT, PromptForm, build_messages, build_prompt, system_prompt
+from ..prompt_builder import ANSWERS, ANY_LIGHT, PromptFormat, build_messages, build_prompt, system_prompt
 from ..records import ACTIONS, Observation, PhaseMetrics
 from ..system.errors import ModelError
 from .numpy_qwen2 import CHAT_TEMPLATE
@@ -59,14 +59,18 @@ def bare_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
     return tokenizer
 
 
-def build_tokenizer(forms: Sequence[PromptForm], extra_words: Sequence[str]) -> Any:
-    """A ``Qwen2Tokenizer`` of about 1,300 tokens for prompts of ``forms``; ``extra_words`` become one token each."""
+def build_tokenizer(prompt_formats: Sequence[PromptFormat], extra_words: Sequence[str]) -> Any:
+    """A ``Qwen2Tokenizer`` of about 1,300 tokens for prompts of these formats; each of ``extra_words`` is one"""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import AddedToken
 
     tokenizer = bare_tokenizer({symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))}, [])
     roles = [f"{role}\n" for role in ("system", "user", "assistant")]
-    prompts = [piece for form in forms for piece in (*prompt_pieces(form.fields), system_prompt(form))]
+    prompts = [
+        piece
+        for prompt_format in prompt_formats
+        for piece in (*prompt_pieces(prompt_format.fields), system_prompt(prompt_format))
+    ]
     words = [*map(str, range(1000)), *roles, *prompts, *answer_pieces(), *extra_words]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in dict.fromkeys(words)])
     return tokenizer

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from ..models.answer_tokens import answer_branch
-from ..models.folder import prompt_form_of, resolve_model
+from ..models.answer_tokens import decision_tokens
+from ..models.folder import prompt_format_of, resolve_model
 from ..models.numpy_qwen2 import SmallModel, chat_text, fits
-from ..prompt_builder import DEFAULT_FORM, PromptForm, ask
+from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
 from ..records import Decision, Observation
 from ..system.errors import ModelError
 from .rules import RULE_POLICIES, Policy, make_rule_policy
@@ -38,8 +38,8 @@ class LanguageModelPolicy:
     model's own.
     """
 
-    def __init__(self, scorer: Scorer, form: PromptForm, *, strict: bool = False) -> None:
-        self.form = form
+    def __init__(self, scorer: Scorer, prompt_format: PromptFormat, *, strict: bool = False) -> None:
+        self.prompt_format = prompt_format
         self.fallbacks = 0
         self._strict = strict
         self._scorer = scorer
@@ -50,26 +50,28 @@ class LanguageModelPolicy:
         if not observations:
             return []
         try:
-            extend = self.probabilities(observations)
+            p_extend = self.probabilities(observations)
         except Exception as error:  # a junction must get its decision whatever a model or a device runs into
             if self._strict:
                 raise ModelError(f"the model failed ({type(error).__name__}: {error})") from None
             if not self.fallbacks:  # once: the count tells the rest
                 log.warning("the model failed (%s: %s); %s decides", type(error).__name__, error, FALLBACK)
-            extend = [float("nan")] * len(observations)
-        return [self._decision(observation, chance) for observation, chance in zip(observations, extend, strict=True)]
+            p_extend = [float("nan")] * len(observations)
+        return [
+            self._decision(observation, p_extend) for observation, p_extend in zip(observations, p_extend, strict=True)
+        ]
 
     def probabilities(self, observations: Sequence[Observation]) -> list[float]:
         """Probability of ``yes`` against ``no`` for each observation."""
-        return self._scorer([ask(observation, self.form) for observation in observations])
+        return self._scorer([ask(observation, self.prompt_format) for observation in observations])
 
-    def _decision(self, observation: Observation, extend: float) -> Decision:
-        if not 0 <= extend <= 1:
+    def _decision(self, observation: Observation, p_extend: float) -> Decision:
+        if not 0 <= p_extend <= 1:
             if self._strict:
                 raise ModelError("the model's logits are not finite numbers; give another model")
             self.fallbacks += 1
             return self._rule.decide([observation])[0]
-        return Decision("yes", extend) if extend >= 0.5 else Decision("no", 1 - extend)
+        return Decision("yes", p_extend) if p_extend >= 0.5 else Decision("no", 1 - p_extend)
 
 
 def resolve_policy(name: str) -> str:
@@ -89,15 +91,15 @@ def small_policy(model_path: str, *, strict: bool = False) -> LanguageModelPolic
     if not fits(folder):
         return None
     model = SmallModel(folder)
-    beginning, branch = answer_branch(model.encode, chat_text("{}"))
+    answer_start, tokens = decision_tokens(model.encode, chat_text("{}"))
 
-    def chance(conversation: list[dict[str, str]]) -> float:
-        yes, no = model.logits(model.encode(chat_text(conversation[0]["content"])) + beginning, branch).tolist()
+    def p_extend(conversation: list[dict[str, str]]) -> float:
+        yes, no = model.logits(model.encode(chat_text(conversation[0]["content"])) + answer_start, tokens).tolist()
         return 1 / (1 + math.exp(max(-50.0, min(50.0, no - yes)))) if math.isfinite(no - yes) else math.nan
 
     return LanguageModelPolicy(
-        lambda conversations: [chance(conversation) for conversation in conversations],
-        prompt_form_of(folder) or DEFAULT_FORM,
+        lambda conversations: [p_extend(conversation) for conversation in conversations],
+        prompt_format_of(folder) or DEFAULT_FORMAT,
         strict=strict,
     )
 

@@ -48,7 +48,7 @@ def _queue_pressure(metrics: PhaseMetrics) -> float:
 
 def _keep_or_switch(observation: Observation, measure: Callable[[PhaseMetrics], float]) -> Action:
     """``yes`` where the current phase presses at least the share above as hard as the others on the mean."""
-    current, *others = (measure(metrics) for metrics in observation.phases.values())
+    current, *others = (measure(metrics) for metrics in observation.phase_metrics.values())
     mean = fmean(others)
     return "yes" if current >= (_PRESSURE_SHARE * mean if mean > 0 else mean) else "no"
 
@@ -64,8 +64,8 @@ def _delay_balance(observation: Observation) -> Action:
     and queues; every vehicle on the other phases waits ``extend_seconds`` longer. The factor 0.8 was the best of
     0.8, 1 and 1.25 on 20 generated training scenarios (docs/experiments.md).
     """
-    current = observation.phases[observation.current_phase_id]
-    others = [metrics for name, metrics in observation.phases.items() if name != observation.current_phase_id]
+    current = observation.phase_metrics[observation.current_phase_id]
+    others = [metrics for name, metrics in observation.phase_metrics.items() if name != observation.current_phase_id]
     kept_waiting = sum(m.queue + m.arriving + 0.5 * m.approaching for m in others)
     if kept_waiting == 0:
         return "yes"
@@ -78,7 +78,7 @@ def _delay_balance(observation: Observation) -> Action:
 
 def _gap_out(observation: Observation) -> Action:
     """Extend while a vehicle reaches the stop line within the extension, or nobody else is there."""
-    current, *others = observation.phases.values()
+    current, *others = observation.phase_metrics.values()
     return "yes" if current.arriving or not any(m.queue + m.arriving for m in others) else "no"
 
 
@@ -92,7 +92,7 @@ def _self_organising(observation: Observation) -> Action:
     first one's wait, halved. A green that serves nobody ends at once. Arriving vehicles are not cut off, however many
     they are: cutting a platoon of three or more, as the original does, was worse (docs/experiments.md).
     """
-    current, *others = observation.phases.values()
+    current, *others = observation.phase_metrics.values()
     if not any(m.queue + m.arriving + m.approaching for m in others):
         return "yes"
     if not current.queue + current.arriving:
@@ -103,7 +103,7 @@ def _self_organising(observation: Observation) -> Action:
 
 def _random(seed: int) -> Rule:
     def rule(observation: Observation) -> Action:
-        random = Random(f"{seed}/{observation.junction_id}/{time_text(observation.time)}")
+        random = Random(f"{seed}/{observation.junction_id}/{time_text(observation.simulation_time)}")
         return "yes" if random.random() < 0.5 else "no"
 
     return rule

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..models.answer_tokens import answer_branch, shared_beginning
-from ..models.folder import prompt_form_of, resolve_model
+from ..models.answer_tokens import decision_tokens, shared_prefix_of
+from ..models.folder import prompt_format_of, resolve_model
 from ..models.loading import load_for_inference, logits_at
-from ..prompt_builder import DEFAULT_FORM, PromptForm, ask
+from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
 from ..records import Observation
 from .language_model import LanguageModelPolicy, resolve_policy, small_policy
 from .rules import RULE_POLICIES, Policy, make_rule_policy
@@ -45,8 +45,8 @@ def torch_policy(model_path: str, *, device: str = "auto", threads: int = 1) -> 
     import torch
 
     torch.set_num_threads(threads)
-    form = prompt_form_of(resolve_model(model_path)) or DEFAULT_FORM
-    return LanguageModelPolicy(TorchScorer(*load_for_inference(model_path, device), form), form)
+    prompt_format = prompt_format_of(resolve_model(model_path)) or DEFAULT_FORMAT
+    return LanguageModelPolicy(TorchScorer(*load_for_inference(model_path, device), prompt_format), prompt_format)
 
 
 class TorchScorer:
@@ -61,28 +61,32 @@ class TorchScorer:
         self,
         model: Any,
         tokenizer: Any,
-        form: PromptForm = DEFAULT_FORM,
+        prompt_format: PromptFormat = DEFAULT_FORMAT,
         *,
-        share_beginning: bool = True,
+        share_prefix: bool = True,
         chunk_tokens: int | None = None,
     ) -> None:
         import torch
 
-        from ..models.shared_prefix import takes_rows
+        from ..models.shared_prefix import supports_prefix_packing
 
         self.model, self.tokenizer = model, tokenizer
         # what the first number starts with may decide which token the text before it ends in
-        prompts = self._render([ask(Observation("", time, (), "", 0, 0, 0, 0, 0, {}), form) for time in (1, 20, 300)])
-        self._beginning, self._branch = answer_branch(lambda text: self._encode([text])[0], prompts[0])
+        prompts = self._render(
+            [ask(Observation("", time, (), "", 0, 0, 0, 0, 0, {}), prompt_format) for time in (1, 20, 300)]
+        )
+        self._answer_start, self._decision_tokens = decision_tokens(lambda text: self._encode([text])[0], prompts[0])
         self._on_gpu = model.device.type == "cuda"
         self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]
         self._head = model.get_output_embeddings()
         self._lock = threading.Lock()
-        self._shared = shared_beginning(self._encode(prompts)) if share_beginning and takes_rows(model) else []
-        if self._shared:
+        self._prefix = (
+            shared_prefix_of(self._encode(prompts)) if share_prefix and supports_prefix_packing(model) else []
+        )
+        if self._prefix:
             with torch.inference_mode():
-                ids = torch.tensor([self._shared], device=model.device)
-                self._memory = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+                ids = torch.tensor([self._prefix], device=model.device)
+                self._prefix_cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def __call__(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
         """Probability of ``yes`` against ``no`` for each conversation."""
@@ -90,23 +94,25 @@ class TorchScorer:
 
         with self._lock:
             try:
-                return self._chances(conversations)
+                return self._p_extend(conversations)
             except torch.OutOfMemoryError:
                 self._chunk_tokens = max(1, self._chunk_tokens // 2)
                 log.warning("the GPU's memory is full; going on with %d tokens at once", self._chunk_tokens)
             torch.cuda.empty_cache()
-            return self._chances(conversations)
+            return self._p_extend(conversations)
 
-    def _chances(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
+    def _p_extend(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
         import torch
 
-        places, chances = [], []
+        indices, p_extend = [], []
         with torch.inference_mode():
-            for begun, chunk in self._chunks(self._render(conversations)):
-                places += [place for place, _ in chunk]
-                chances.append(self._pass([row for _, row in chunk], begun=begun))  # a GPU is not waited for here
-            found = torch.cat(chances).tolist()
-        return [chance for _, chance in sorted(zip(places, found, strict=True))]
+            for has_prefix, chunk in self._chunks(self._render(conversations)):
+                indices += [index for index, _ in chunk]
+                p_extend.append(
+                    self._forward([row for _, row in chunk], has_prefix=has_prefix)
+                )  # a GPU is not waited for here
+            found = torch.cat(p_extend).tolist()
+        return [p for _, p in sorted(zip(indices, found, strict=True))]
 
     def _render(self, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
         return self.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
@@ -116,25 +122,27 @@ class TorchScorer:
 
     def _chunks(self, prompts: list[str]) -> Iterator[tuple[bool, list[tuple[int, list[int]]]]]:
         """Cut a batch into chunks, the longest prompts first: whether they go behind the memory, (place, tokens)."""
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
         for start in range(0, len(order), _BLOCK):
             block = order[start : start + _BLOCK]
             groups: dict[bool, list[tuple[int, list[int]]]] = {True: [], False: []}
-            for place, row in zip(block, self._encode([prompts[place] for place in block]), strict=True):
-                begun = bool(self._shared) and row[: len(self._shared)] == self._shared
-                groups[begun].append((place, (row[len(self._shared) :] if begun else row) + self._beginning))
-            for begun, group in groups.items():
+            for index, row in zip(block, self._encode([prompts[index] for index in block]), strict=True):
+                has_prefix = bool(self._prefix) and row[: len(self._prefix)] == self._prefix
+                groups[has_prefix].append(
+                    (index, (row[len(self._prefix) :] if has_prefix else row) + self._answer_start)
+                )
+            for has_prefix, group in groups.items():
                 group.sort(key=lambda item: len(item[1]), reverse=True)
                 tokens = len(group) * len(group[0][1]) if group else 0
                 pieces = min(len(group), math.ceil(tokens / self._chunk_tokens))
                 for i in range(pieces):
-                    yield begun, sorted(group[len(group) * i // pieces : len(group) * (i + 1) // pieces])
+                    yield has_prefix, sorted(group[len(group) * i // pieces : len(group) * (i + 1) // pieces])
 
-    def _pass(self, rows: list[list[int]], *, begun: bool) -> Any:
+    def _forward(self, rows: list[list[int]], *, has_prefix: bool) -> Any:
         """Probability of ``yes`` against ``no`` behind each row, (rows,)."""
         import torch
 
-        from ..models.shared_prefix import one_row, places_in_row
+        from ..models.shared_prefix import pack_with_shared_prefix, packed_positions
 
         # Attention is causal: padding on the right reaches no token before it, so the batch needs no mask.
         width = max(map(len, rows))
@@ -142,13 +150,13 @@ class TorchScorer:
         ends = self._send([[len(row) - 1] for row in rows])
 
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if begun:
-            memory = copy.deepcopy(self._memory)  # the model adds to what it is given
-            arguments = {**one_row(ids[0, :0], ids, read=len(self._shared)), "past_key_values": memory}
-            ends = places_in_row(ends, width)
+        if has_prefix:
+            cache = copy.deepcopy(self._prefix_cache)  # the model adds to what it is given
+            arguments = {**pack_with_shared_prefix(ids[0, :0], ids, read=len(self._prefix)), "past_key_values": cache}
+            ends = packed_positions(ends, width)
         with logits_at(self._head, ends):
             logits = self.model(**arguments).logits.view(len(rows), -1)
-        return torch.stack([logits[:, token] for token in self._branch], -1).float().softmax(-1)[:, 0]
+        return torch.stack([logits[:, token] for token in self._decision_tokens], -1).float().softmax(-1)[:, 0]
 
     def _send(self, rows: Any) -> Any:
         """Integers on the model's device; a GPU is not waited for."""

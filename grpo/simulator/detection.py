@@ -23,9 +23,9 @@ class LaneGraph:
 
     length: Mapping[str, float]
     limit: Mapping[str, float]
-    behind: Mapping[str, Sequence[str]]
+    downstream: Mapping[str, Sequence[str]]
     """Lanes that a lane leads to."""
-    before: Mapping[str, Sequence[str]]
+    upstream: Mapping[str, Sequence[str]]
     """Lanes that lead to a lane without passing another traffic light."""
     turnarounds: Set[tuple[str, str]] = frozenset()
     """Connections that lead back where they came from: hardly anybody waits to turn round."""
@@ -33,7 +33,7 @@ class LaneGraph:
 
 def reach(graph: LaneGraph, start: str, distance: float, *, upstream: bool) -> dict[str, float]:
     """Lanes within ``distance`` metres of a junction, with the metres between their near end and it."""
-    links = graph.before if upstream else graph.behind
+    links = graph.upstream if upstream else graph.downstream
     found = {start: 0.0}
     frontier = [start]
     while frontier:
@@ -72,7 +72,7 @@ class LaneOfPhase(NamedTuple):
     half_open: bool
 
 
-class LaneBefore(NamedTuple):
+class UpstreamLane(NamedTuple):
     """A lane before the stop lines of some phases, all at the same distance."""
 
     lane: str
@@ -85,7 +85,7 @@ class LaneBefore(NamedTuple):
     """Whether one phase alone serves it."""
 
 
-class LaneBehind(NamedTuple):
+class DownstreamLane(NamedTuple):
     """A lane behind the junction for some phases, all at the same distance."""
 
     lane: str
@@ -103,8 +103,8 @@ class DetectionArea:
     yielding: tuple[int, ...]
     """Movements of each phase that must give way."""
     lanes: tuple[str, ...]
-    before: tuple[LaneBefore, ...]
-    behind: tuple[LaneBehind, ...]
+    upstream: tuple[UpstreamLane, ...]
+    downstream: tuple[DownstreamLane, ...]
 
 
 class VehicleReader(Protocol):
@@ -147,12 +147,12 @@ def detection_area(
         phases=tuple(areas),
         yielding=tuple(green.state.count("g") for green in plan.greens),
         lanes=tuple(dict.fromkeys(lane for area in areas for lane in (*area.upstream, *area.downstream))),
-        before=tuple(_lanes_before(areas, graph)),
-        behind=tuple(_lanes_behind(areas, graph)),
+        upstream=tuple(_upstream_lanes(areas, graph)),
+        downstream=tuple(_downstream_lanes(areas, graph)),
     )
 
 
-def _lanes_before(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[LaneBefore]:
+def _upstream_lanes(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[UpstreamLane]:
     for lane, offset in dict.fromkeys(place for area in areas for place in area.upstream.items()):
         phases = tuple(
             LaneOfPhase(
@@ -164,13 +164,13 @@ def _lanes_before(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[Lane
             if area.upstream.get(lane) == offset
         )
         exclusive = sum(lane in area.upstream for area in areas) == 1
-        yield LaneBefore(lane, offset + graph.length[lane], phases, graph.limit[lane] / 2, exclusive)
+        yield UpstreamLane(lane, offset + graph.length[lane], phases, graph.limit[lane] / 2, exclusive)
 
 
-def _lanes_behind(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[LaneBehind]:
+def _downstream_lanes(areas: Sequence[PhaseArea], graph: LaneGraph) -> Iterator[DownstreamLane]:
     for lane, offset in dict.fromkeys(place for area in areas for place in area.downstream.items()):
         phases = tuple(number for number, area in enumerate(areas) if area.downstream.get(lane) == offset)
-        yield LaneBehind(lane, offset, graph.length[lane], phases)
+        yield DownstreamLane(lane, offset, graph.length[lane], phases)
 
 
 def measure_phases(
@@ -188,19 +188,19 @@ def measure_phases(
     sums = [dict.fromkeys(_SUMMED, 0) for _ in area.phases]
     wait = [0.0] * len(area.phases)
     lane_queue = [[0] * len(phase.incoming) for phase in area.phases]
-    for before in area.before:
-        if before.lane not in occupied:
+    for upstream in area.upstream:
+        if upstream.lane not in occupied:
             continue
-        seen = _count_before(occupied[before.lane], before, vehicles, distance, extend_seconds)
+        seen = _count_upstream(occupied[upstream.lane], upstream, vehicles, distance, extend_seconds)
         present = seen.halting + seen.arriving + seen.approaching
-        for phase, feeds, half_open in before.phases:
+        for phase, feeds, half_open in upstream.phases:
             total = sums[phase]
             total["queue"] += seen.halting
             total["arriving"] += seen.arriving
             total["approaching"] += seen.approaching
             total["soon"] += seen.soon
             total["rolling"] += seen.rolling
-            if before.exclusive:
+            if upstream.exclusive:
                 total["exclusive"] += present
             if half_open:
                 total["half_open"] += present
@@ -208,10 +208,10 @@ def measure_phases(
                 wait[phase] = max(wait[phase], seen.wait)
                 for row in feeds:
                     lane_queue[phase][row] += seen.halting
-    for behind in area.behind:
-        if behind.lane in occupied:
-            present, standing = _count_behind(occupied[behind.lane], behind, vehicles, distance)
-            for phase in behind.phases:
+    for downstream in area.downstream:
+        if downstream.lane in occupied:
+            present, standing = _count_downstream(occupied[downstream.lane], downstream, vehicles, distance)
+            for phase in downstream.phases:
                 sums[phase]["downstream"] += present
                 sums[phase]["downstream_queue"] += standing
     return [
@@ -250,16 +250,16 @@ class _Seen(NamedTuple):
     wait: float
 
 
-def _count_before(
-    names: Sequence[str], before: LaneBefore, vehicles: VehicleReader, distance: float, extend_seconds: int
+def _count_upstream(
+    names: Sequence[str], upstream: UpstreamLane, vehicles: VehicleReader, distance: float, extend_seconds: int
 ) -> _Seen:
     halting = arriving = approaching = soon = rolling = 0
     wait = 0.0
-    all_in_range = before.to_line <= distance
+    all_in_range = upstream.to_line <= distance
     for name in names:
         speed = vehicles.getSpeed(name)
         if speed >= HALTING_SPEED or not all_in_range:  # the position of one that stands in range does not matter
-            gap = before.to_line - vehicles.getLanePosition(name)
+            gap = upstream.to_line - vehicles.getLanePosition(name)
             if gap > distance:
                 continue
         if speed < HALTING_SPEED:
@@ -273,14 +273,14 @@ def _count_before(
         else:
             approaching += 1
             soon += gap <= 2 * speed * extend_seconds
-        rolling += speed < before.rolling_below
+        rolling += speed < upstream.rolling_below
     return _Seen(halting, arriving, approaching, soon, rolling, wait)
 
 
-def _count_behind(
-    names: Sequence[str], behind: LaneBehind, vehicles: VehicleReader, distance: float
+def _count_downstream(
+    names: Sequence[str], downstream: DownstreamLane, vehicles: VehicleReader, distance: float
 ) -> tuple[int, int]:
     """Vehicles of one lane behind the junction, and those of them that stand."""
-    if behind.offset + behind.length > distance:
-        names = [name for name in names if behind.offset + vehicles.getLanePosition(name) <= distance]
+    if downstream.offset + downstream.length > distance:
+        names = [name for name in names if downstream.offset + vehicles.getLanePosition(name) <= distance]
     return len(names), sum(vehicles.getSpeed(name) < HALTING_SPEED for name in names)

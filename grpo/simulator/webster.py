@@ -108,15 +108,15 @@ def lane_flows(turns: Sequence[Turn], flows: Mapping[Movement, float]) -> list[f
     shares = [0.0] * len(turns)
     for movement, indices in sorted(by_movement.items(), key=lambda item: (len(item[1]), item[0])):
         lanes = sorted(indices, key=lambda index: (load[turns[index].lane], index))
-        left = flows.get(movement, 0.0)
+        remaining = flows.get(movement, 0.0)
         for count in range(1, len(lanes) + 1):  # fill the emptiest lanes up to the level of the next one
             level = load[turns[lanes[count - 1]].lane]
             following = load[turns[lanes[count]].lane] if count < len(lanes) else float("inf")
-            added = min(left, count * (following - level))
+            added = min(remaining, count * (following - level))
             for index in lanes[:count]:
                 shares[index] += added / count
                 load[turns[index].lane] += added / count  # type: ignore[assignment]
-            left -= added
+            remaining -= added
     return shares
 
 

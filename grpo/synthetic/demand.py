@@ -16,7 +16,7 @@ from .roads import Roads
 PROFILES = ("peak", "two_peaks", "pulse", "plateau", "ramp_up", "ramp_down", "flat", "tidal")
 """How the demand changes; a tide turns the main road's demand round. The first four are low at the end."""
 
-_RARE = 0.02  # ways through the network that a smaller share of an arm's vehicles would take are left out
+_LEAST_ROUTE_SHARE = 0.02  # ways through the network that a smaller share of an arm's vehicles would take are left out
 _ENTERING = 0.45  # vehicles a second that can enter on one lane
 
 Flows = dict[tuple[str, str, str], np.ndarray]
@@ -91,7 +91,7 @@ def find_ways(roads: Roads, entry: Approach) -> Iterator[Way]:
         for to, part in approach.shares.items():
             share = way.share * part
             step = (approach.far, approach.light, to)
-            if share < _RARE or any(to == light for _, light, _ in way.movements):
+            if share < _LEAST_ROUTE_SHARE or any(to == light for _, light, _ in way.movements):
                 continue
             if to in roads.lights:
                 walk(roads.approaches[approach.light, to], Way(share, edges, (*way.movements, step)))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from .errors import GrpoError
-from .ranks import is_main, only_main_speaks
+from .ranks import is_main_process, silence_other_ranks
 
 
 @contextlib.contextmanager
@@ -43,21 +43,21 @@ def progress_bar(title: str, *, total: int, done: int = 0) -> Iterator[Callable[
 
 def say(line: str) -> None:
     """Write one line of log to stderr, once for all processes of a run."""
-    if is_main():
+    if is_main_process():
         print(line, file=sys.stderr, flush=True)
 
 
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a stage's ``main`` and turn the errors a user can cause into lines on stderr and an exit code."""
-    only_main_speaks()
+    silence_other_ranks()
     try:
         return main(argv)
     except GrpoError as error:
-        for line in str(error).splitlines() if is_main() else ():
+        for line in str(error).splitlines() if is_main_process() else ():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break what is left to do: to end
-        if is_main():
+        if is_main_process():
             print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

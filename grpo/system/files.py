@@ -1,16 +1,21 @@
 """Output folders: written whole or not at all, and a killed run can be told apart from a finished one.
 
 A stage claims its folder with :func:`claim_output` (which writes ``run.json``: the settings), writes its
-results under temporary names, and finishes with :func:`write_manifest`. A folder with ``manifest.json`` is
-finished; one with ``run.json`` alone was interrupted, or is being written by the run that holds its lock.
+results under temporary names, and finishes with :func:`write_manifest`. A folder with both files is finished; one
+with ``run.json`` alone was interrupted, or is being written by the run that holds its lock; one that holds other
+files and no ``run.json`` belongs to somebody else and is left as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +29,9 @@ from .errors import OutputError
 MANIFEST = "manifest.json"
 RUN = "run.json"
 _PACKAGES = ("scu-tsc", "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth", "gguf")
-_TEMPORARY = ".part"
+_TEMPORARY = ".{name}.{unique}.scu-tsc"
+"""Names of files that are being written: no other program's, and hidden."""
+_IS_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.scu-tsc")
 _LOCKS: dict[str, int] = {}
 """Descriptor of each folder that this process has claimed, by its real path."""
 
@@ -38,16 +45,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, texts: Iterable[str]) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_TEMPORARY}")
+    temporary = temporary_name(path)
     try:
+        _check_claims(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(texts)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut might leave an empty file under the final name
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise _unwritable(path, error) from None
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` for what is to be moved there; the next run removes what a killed one has left."""
+    return path.with_name(_TEMPORARY.format(name=path.name, unique=uuid4().hex))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """One SHA-256 over names and contents of ``files``, in the order of their paths; :class:`OSError` as it comes."""
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as content:
+            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
@@ -79,22 +103,39 @@ def claim_output(
     *,
     if_finished: Literal["stop", "move_aside"],
     ignore: Iterable[str] = (),
+    reads: Iterable[str | Path] = (),
 ) -> bool:
-    """Make ``folder`` ready for a run with ``settings``; return True where an interrupted run may go on.
+    """Make ``folder`` ready for a run with ``settings``; return True where an interrupted run may be resumed.
 
-    An interrupted run goes on if its settings equal these in all but the keys of ``ignore``. One with other
-    settings is renamed to ``NAME.1``, ``NAME.2``, ...; so is a finished run with ``if_finished`` =
-    ``move_aside``. With ``stop`` a finished run raises :class:`OutputError`, as does a folder that another process
-    has claimed. The claim ends with :func:`write_manifest`, or with this process however it dies.
+    An interrupted run is resumed if its settings equal these in all but the keys of ``ignore``. One with other
+    settings is renamed to ``NAME.1``, ``NAME.2``, ..., which is said on stderr; so is a finished run with
+    ``if_finished`` = ``move_aside``. Raises :class:`OutputError` for a finished run with ``stop``, for a folder that
+    another process has claimed, for one that holds files but no run, and for one that holds one of the paths that
+    the run ``reads``. The claim ends with :func:`write_manifest`, or with this process however it dies.
     """
     folder = Path(folder)
-    _lock(folder)
+    inside = [path for path in map(Path, reads) if path.exists() and path.resolve().is_relative_to(folder.resolve())]
+    if inside:
+        raise OutputError(f"{folder}: holds {inside[0]}, which is read; choose another folder to write to")
+    made = _lock(folder)
     try:
+        _check_ours(folder)
         _remove_temporary_files(folder)
         return _claim(folder, settings, if_finished, {*ignore, "if_finished"})
     except OutputError:
         _unlock(folder)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise :class:`OutputError` where ``folder`` holds files and no run of this program; hidden files do not count."""
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others and not (folder / RUN).is_file():
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise OutputError(f"{folder}: holds other files ({shown}) and no {RUN}; choose a folder of its own")
 
 
 def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: set[str]) -> bool:
@@ -112,37 +153,48 @@ def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: 
         except (OSError, ValueError):
             before = None
         plain = json.loads(json.dumps(dict(settings)))
-        resumable = isinstance(before, dict) and _without(before, ignore) == _without(plain, ignore)
-        if not resumable:
-            _move_aside(folder)
+        before = before if isinstance(before, dict) else {}
+        differing = [key for key in {**before, **plain} if key not in ignore and before.get(key) != plain.get(key)]
+        resumable = not differing
+        if differing:
+            aside = _move_aside(folder)
+            print(
+                f"note: {folder}: held an unfinished run with other {', '.join(differing[:4])}; it is kept as {aside}",
+                file=sys.stderr,
+            )
     write_json(folder / RUN, dict(settings))
     return resumable
 
 
 def _remove_temporary_files(folder: Path) -> None:
     """Remove what processes that were killed while they wrote have left."""
-    for path in folder.rglob(f"*{_TEMPORARY}"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    for path in [path for path in folder.rglob(".*.scu-tsc") if _IS_TEMPORARY.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
-def _without(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in keys}
-
-
-def _move_aside(folder: Path) -> None:
+def _move_aside(folder: Path) -> Path:
+    whole = folder.resolve()
+    if Path.cwd().is_relative_to(whole):
+        raise OutputError(f"{folder}: is the current folder, which cannot be moved aside; choose another folder")
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+    while (aside := whole.with_name(f"{whole.name}.{number}")).exists():
         number += 1
     try:
         folder.rename(aside)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be renamed to {aside} ({error.strerror}); move it yourself") from None
     _lock(folder)
+    return folder.with_name(aside.name) if folder.name == whole.name else aside
 
 
-def _lock(folder: Path) -> None:
+def _lock(folder: Path) -> bool:
     """Make ``folder`` if need be and keep every other process from claiming it, without leaving a file there.
+
+    Returns whether the folder was made here.
 
     The lock is the kernel's, on the folder's own descriptor, so none outlives its process, killed or not. A program
     that is started from here does not get the descriptor. A forked copy of this process does, and would prolong the
@@ -150,6 +202,7 @@ def _lock(folder: Path) -> None:
     is over: its run returned or raised.
     """
     _unlock(folder)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -171,6 +224,17 @@ def _lock(folder: Path) -> None:
         os.close(descriptor)
         raise OutputError(f"{folder}: another run is writing here; wait for its end, or choose another folder")
     _LOCKS[os.path.realpath(folder)] = descriptor
+    return made
+
+
+def _check_claims(path: Path) -> None:
+    """Raise :class:`OSError` where ``path`` lies in a folder that this process claimed and that is no longer there."""
+    real = os.path.realpath(path)
+    for folder, descriptor in _LOCKS.items():
+        if real.startswith(folder + os.sep) and not (
+            os.path.isdir(folder) and os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        ):
+            raise FileNotFoundError(errno.ENOENT, "its folder was moved or deleted while it was written")
 
 
 def _unlock(folder: Path) -> None:

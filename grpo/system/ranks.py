@@ -12,14 +12,14 @@ import warnings
 from typing import Any, Literal
 
 
-def processes() -> int:
+def world_size() -> int:
     """Processes that train together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return processes() == 1 or os.environ.get("RANK", "0") == "0"
+    return world_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def local_rank() -> int:
@@ -27,11 +27,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def see_one_gpu() -> None:
+def use_first_gpu_only() -> None:
     """Without a launcher, use the first GPU alone: where a process sees several, the trainer splits batches over them
     and TRL the reference model, each in a way of its own. To be called before CUDA is."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    if processes() == 1:
+    if world_size() == 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[0]
 
 
@@ -42,15 +42,15 @@ def sharding() -> Literal["fsdp", "deepspeed"] | None:
     return "deepspeed" if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" else None
 
 
-def layout() -> dict[str, Any]:
+def process_layout() -> dict[str, Any]:
     """What a run's settings say of its processes; nothing for a single one. Its checkpoints fit no other layout."""
-    if processes() == 1 and sharding() is None:
+    if world_size() == 1 and sharding() is None:
         return {}
-    return {"processes": processes(), "sharding": sharding() or "none"}
+    return {"processes": world_size(), "sharding": sharding() or "none"}
 
 
-def only_main_speaks() -> None:
+def silence_other_ranks() -> None:
     """Silence warnings and the log in all processes but the main one."""
-    if not is_main():
+    if not is_main_process():
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
