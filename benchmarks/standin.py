@@ -65,8 +65,7 @@ def standin_tokenizer(kind: Kind = "bpe") -> Any:
     from grpo.models.tokenizer import bare_tokenizer, build_tokenizer
 
     if kind == "project":
-        from grpo.base_model import fact_words, formats_of
-        from grpo.config import BaseModelConfig
+        from grpo.base_model import BaseModelConfig, fact_words, formats_of
 
         config = BaseModelConfig()
         return build_tokenizer(formats_of(config), fact_words(config.prompt_fields))

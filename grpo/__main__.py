@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 
 from .system.console import guarded
 
-STAGES = {
-    "pipeline": ("pipeline", "the steps of a folder of configs, such as config/demo, one after the other"),
-    "scenarios": ("scenarios", "generate a suite of synthetic SUMO scenarios"),
-    "check": ("check", "preflight of a SUMO scenario: what will be controlled, what not, and why"),
-    "generate": ("generate", "simulate every action at sampled decision points: the dataset"),
-    "merge": ("merge", "join the shards of one `grpo generate` run, checked to be the whole of it"),
-    "base-model": ("base_model", "rebuild the shipped base model from seeds"),
-    "sft-data": ("sft_data", "turn a dataset into labelled conversations"),
-    "sft": ("sft_training", "teach the answer format and a first policy"),
-    "train": ("training", "GRPO from an SFT model"),
-    "evaluate": ("evaluation", "closed loop: policies compared on the same traffic"),
-    "export": ("export", "a trained model for others to run: merged, adapter or GGUF, checked against the model"),
-    "benchmark": ("benchmark", "all baselines and the shipped model on many networks: tables, intervals, verdicts"),
+GROUPS = {
+    "your network": {
+        "check": ("check", "what would be controlled in your scenario, what not, why, and what it costs"),
+        "evaluate": ("evaluation", "compare controllers on the same traffic, in closed loop"),
+    },
+    "training": {
+        "generate": ("generate", "simulate both actions at sampled decision points: the dataset"),
+        "sft-data": ("sft_data", "turn a dataset into labelled conversations"),
+        "sft": ("sft_training", "teach the answer format and a first policy"),
+        "train": ("training", "GRPO from an SFT model"),
+        "export": ("export", "a trained model for others to run: merged, adapter or GGUF"),
+    },
+    "research": {
+        "scenarios": ("scenarios", "generate a suite of synthetic SUMO scenarios"),
+        "merge": ("merge", "join the shards of one `grpo generate` run"),
+        "benchmark": ("benchmark", "every baseline on many networks: tables and verdicts"),
+        "base-model": ("base_model", "rebuild the shipped base model from seeds"),
+        "pipeline": ("pipeline", "a folder of configs, such as config/demo, step by step"),
+    },
 }
-"""Name of each stage, its module and one line about it."""
+"""Stages by what they are for: name, module and one line about it."""
+STAGES = {name: stage for group in GROUPS.values() for name, stage in group.items()}
+
+_EXAMPLES = """examples:
+  grpo check my.sumocfg
+  grpo evaluate my.sumocfg --policy fixed_time actuated pretrained
+  grpo pipeline config/demo
+
+more: grpo help STAGE, grpo STAGE --help, grpo --version
+exit codes: 0 done; 2 something to correct; 3 results that cannot be relied on;
+            130 interrupted"""
 
 
 def usage() -> str:
     """The text of ``grpo --help``."""
     width = max(map(len, STAGES))
-    lines = [f"  {name:<{width}}  {about}" for name, (_, about) in STAGES.items()]
-    return "\n".join(
-        ["usage: grpo STAGE [--config FILE] [flags]", "", "stages:", *lines, "", "more: grpo STAGE --help"]
-    )
+    lines = ["usage: grpo STAGE [--config FILE] [flags]"]
+    for title, stages in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<{width}}  {about}" for name, (_, about) in stages.items())]
+    return "\n".join([*lines, "", _EXAMPLES])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code (2 for anything the user can mend)."""
+    """Run one stage; returns the exit code (2 for anything the user can correct)."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"scu-tsc {metadata.version('scu-tsc')}")
+        return 0
     stage, *rest = argv
     if stage not in STAGES:
         from difflib import get_close_matches

@@ -20,20 +20,46 @@ import sys
 import time
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
-from .config import BaseModelConfig
+from .config import PromptFieldSettings, RunSettings
 from .models.loading import save_merged
 from .models.random_states import draw_states, facts, prior
 from .models.tokenizer import build_tokenizer
 from .prompt_builder import ANSWERS, PromptFormat, ask, build_prompt, parse_answer
 from .records import Observation
+from .system.command_line import parse_config
 from .system.console import say
 from .system.errors import ModelError
 from .system.files import claim_output, write_manifest
-from .system.settings import parse_config
+from .system.settings import STRICT, refuse
+
+
+@dataclass(frozen=True, config=STRICT)
+class BaseModelConfig(PromptFieldSettings, RunSettings):
+    """Settings of `grpo base-model`: the small base model, from random weights."""
+
+    STAGE: ClassVar[str] = "base-model"
+    output_dir: str = Field(default="model/base_model", min_length=1, description="folder of the base model")
+    hidden_size: int = Field(default=64, ge=32, multiple_of=32, description="width; one attention head for every 32")
+    intermediate_size: int = Field(default=192, ge=32, description="width of the feed-forward layers")
+    layers: int = Field(default=4, ge=1, description="transformer layers")
+    fact_steps: int = Field(default=4000, ge=1, description="steps that learn to answer facts about random states")
+    decision_steps: int = Field(
+        default=2000, ge=1, description="steps that learn the answer format and a rough prior, facts kept alive"
+    )
+    batch_size: int = Field(default=128, ge=2, multiple_of=2, description="random states in one step")
+    learning_rate: float = Field(default=3e-3, gt=0, lt=1, description="peak learning rate of both parts")
+    validation_rows: int = Field(default=2048, ge=16, description="fresh states on which the result is measured")
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        refuse(PromptFormat("en", tuple(self.prompt_fields)).problems())
+        return self
 
 
 def formats_of(config: BaseModelConfig) -> tuple[PromptFormat, PromptFormat]:

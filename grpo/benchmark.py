@@ -17,15 +17,44 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-from .config import BenchmarkConfig
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_class
+
 from .episodes.report import ALL, Summary, display_names, interval_text, summarise
-from .evaluation import Results, evaluate, exit_code, print_failures
+from .evaluation import EvaluationConfig, Results, evaluate, exit_code, print_failures
 from .policies.rules import BASELINES, ROLLOUT
 from .records import EpisodeResult
 from .simulator.scenario_files import find_scenarios, unique_names
+from .system.command_line import parse_config
 from .system.files import write_json, write_text
-from .system.settings import parse_config
+from .system.settings import STRICT
+
+
+@config_class(frozen=True, config=STRICT)
+class BenchmarkConfig(EvaluationConfig):
+    """Settings of `grpo benchmark`: those of `grpo evaluate`, by default all baselines and the shipped model."""
+
+    STAGE: ClassVar[str] = "benchmark"
+    policy: list[str] = Field(
+        default_factory=lambda: [
+            *("fixed_time", "webster", "actuated", "actuated_delay", "max_pressure", "queue_pressure", "sotl"),
+            *("gap_out", "delay_balance", "pretrained", "rollout"),
+        ],
+        min_length=1,
+        description="policies as for `grpo evaluate`; each model is judged against the programs and rules among them",
+    )
+    seeds: list[int] = Field(
+        default_factory=lambda: list(range(1, 11)), min_length=1, description="SUMO seeds of the episodes"
+    )
+    output_dir: str = Field(
+        default="results/benchmark", min_length=1, description="folder for the tables, the verdicts, the chart"
+    )
+    episode_timeout_seconds: float = Field(
+        default=7200.0, gt=0, description="an episode that takes longer is recorded as failed; rollout is slow"
+    )
+
 
 MOST_SINGLE = 4
 """Networks of one folder up to which each is a part of its own."""

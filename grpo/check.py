@@ -11,17 +11,41 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from .config import CheckConfig
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from .config import SignalConfig
 from .episodes.preflight import LightReport, Report, examine
 from .simulator.scenario_files import find_scenarios
 from .simulator.signals import SignalSettings
+from .system.command_line import parse_config
 from .system.errors import GrpoError
-from .system.settings import parse_config
+from .system.settings import STRICT, refuse
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckConfig(SignalConfig):
+    """Settings of `grpo check`: what would be controlled in a scenario, what not, and why."""
+
+    STAGE: ClassVar[str] = "check"
+    POSITIONAL: ClassVar[str | None] = "scenarios"
+    scenarios: list[str] = Field(
+        default_factory=lambda: ["data/scenarios/test"],
+        min_length=1,
+        description="SUMO configurations, or folders searched for .sumocfg files",
+    )
+    seconds: int = Field(default=120, ge=1, le=86_400, description="simulated seconds of the short run")
+    json: bool = Field(default=False, description="print JSON for programs instead of tables")
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        refuse(self._green_problems())
+        return self
 
 
 def print_report(report: Report) -> None:

@@ -1,6 +1,7 @@
-"""The settings of every stage: frozen dataclasses with a default, a range and a description for each field.
+"""The settings that several stages share, and those of the large stages: frozen dataclasses.
 
-Flags beat YAML, YAML beats the defaults below. A field's description is its documentation and its ``--help``.
+Flags beat YAML, YAML beats the defaults below. A field's description is its documentation and its ``--help``; the first
+line of the class that declares it is its heading there. Settings of one small stage stand at the head of that stage.
 """
 
 from __future__ import annotations
@@ -10,73 +11,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
 from .records import OUTCOME_TERMS
 from .system.ranks import world_size
-from .system.settings import C, StageConfig, read_config
+from .system.settings import STRICT, C, StageConfig, read_config, refuse
 
-_STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-def _cost_weight_problems(weights: Mapping[str, float]) -> list[str]:
-    unknown = sorted(set(weights) - set(OUTCOME_TERMS))
-    if weights and not unknown:
-        return []
-    return [f"cost_weights: unknown or no term {unknown}; the terms are {', '.join(OUTCOME_TERMS)}"]
+# ---------------------------------------------------------------------- shared by several stages
 
 
-def _raise(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("\n".join(problems))
+@dataclass(frozen=True, config=STRICT)
+class RunSettings(StageConfig):
+    """Run."""
 
-
-_WORKERS: Any = Field(default=4, ge=1, le=1024, description="processes that simulate in parallel")
-_SEED: Any = Field(default=42, ge=0, description="seed of every random choice of this stage")
-_COST: Any = Field(
-    default_factory=lambda: {"delay_veh_s": 1.0},
-    description="weights of the outcome terms whose sum is the cost of an action",
-)
-_HELD_OUT: Any = Field(
-    default=0.15,
-    gt=0,
-    lt=1,
-    description="share of the scenarios that is held out, at least one; of a single scenario a share of its traffic "
-    "seeds, of a single seed the last part of its time; SFT and GRPO hold out the same for the same share and seed",
-)
-_LANGUAGE: Any = Field(default="en", description="language of the system prompt")
-_FIELDS: Any = Field(
-    default_factory=lambda: list(DEFAULT_FIELDS),
-    description=f"numbers that the model reads of each phase, from {', '.join(PHASE_FIELDS)}",
-)
-_OVERWRITE: Any = Field(
-    default="stop",
-    description="what to do where the output folder holds a finished run: "
-    "`stop` with an error, or `move_aside` (rename the old folder to NAME.1, NAME.2, ...)",
-)
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ScenarioSuiteConfig(StageConfig):
-    """Settings of `grpo scenarios`: the synthetic suite."""
-
-    STAGE: ClassVar[str] = "scenarios"
-    output_dir: str = Field(
-        default="data/scenarios", min_length=1, description="folder for train/, validation/ and test/"
+    seed: int = Field(default=42, ge=0, description="seed of every random choice of this stage")
+    if_finished: Literal["stop", "move_aside"] = Field(
+        default="stop",
+        description="what to do where the output folder holds a finished run: "
+        "`stop` with an error, or `move_aside` (rename the old folder to NAME.1, NAME.2, ...)",
     )
-    train: int = Field(default=16, ge=1, description="scenarios of the training split")
-    validation: int = Field(default=4, ge=0, description="scenarios of the validation split")
-    test: int = Field(default=6, ge=0, description="scenarios of the test split")
-    duration_seconds: int = Field(default=1800, ge=120, description="simulated seconds of demand in each scenario")
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
+class WorkerSettings(StageConfig):
+    """Processes."""
+
+    max_workers: int = Field(default=4, ge=1, le=1024, description="processes that simulate in parallel")
+
+
+@dataclass(frozen=True, config=STRICT)
 class SignalConfig(StageConfig):
-    """Settings of every stage that controls signals in a simulation."""
+    """Signals."""
 
     extend_seconds: int = Field(
         default=5, ge=1, le=60, description="seconds that one `yes` keeps the green; also the time between decisions"
@@ -102,28 +69,116 @@ class SignalConfig(StageConfig):
         return [f"max_green: {self.max_green} leaves no room to decide; {needed}"]
 
 
-@dataclass(frozen=True, config=_STRICT)
-class CheckConfig(SignalConfig):
-    """Settings of `grpo check`: what would be controlled in a scenario, what not, and why."""
+@dataclass(frozen=True, config=STRICT)
+class PromptFieldSettings(StageConfig):
+    """Prompt."""
 
-    STAGE: ClassVar[str] = "check"
-    POSITIONAL: ClassVar[str | None] = "scenarios"
-    scenarios: list[str] = Field(
-        default_factory=lambda: ["data/scenarios/test"],
-        min_length=1,
-        description="SUMO configurations, or folders searched for .sumocfg files",
+    prompt_fields: list[str] = Field(
+        default_factory=lambda: list(DEFAULT_FIELDS),
+        description=f"numbers that the model reads of each phase, from {', '.join(PHASE_FIELDS)}",
     )
-    seconds: int = Field(default=120, ge=1, le=86_400, description="simulated seconds of the short run")
-    json: bool = Field(default=False, description="print JSON for programs instead of tables")
-
-    @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
-        _raise(self._green_problems())
-        return self
 
 
-@dataclass(frozen=True, config=_STRICT)
-class GRPOConfig(SignalConfig):
+@dataclass(frozen=True, config=STRICT)
+class PromptSettings(PromptFieldSettings):
+    """Prompt."""
+
+    prompt_language: Literal["en", "zh"] = Field(default="en", description="language of the system prompt")
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How states are put to the model."""
+        return PromptFormat(self.prompt_language, tuple(self.prompt_fields))
+
+
+@dataclass(frozen=True, config=STRICT)
+class HoldOutSettings(StageConfig):
+    """Held-out rows."""
+
+    validation_fraction: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="share of the scenarios that is held out, at least one; of a single scenario a share of its "
+        "traffic seeds, of a single seed the last part of its time; SFT and GRPO hold out the same for the same share "
+        "and seed",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class CostSettings(StageConfig):
+    """Cost."""
+
+    cost_weights: dict[str, float] = Field(
+        default_factory=lambda: {"delay_veh_s": 1.0},
+        description="weights of the outcome terms whose sum is the cost of an action",
+    )
+
+    def _cost_problems(self) -> list[str]:
+        unknown = sorted(set(self.cost_weights) - set(OUTCOME_TERMS))
+        if self.cost_weights and not unknown:
+            return []
+        return [f"cost_weights: unknown or no term {unknown}; the terms are {', '.join(OUTCOME_TERMS)}"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelSettings(StageConfig):
+    """Model and adapters."""
+
+    max_seq_length: int = Field(default=2048, ge=16, description="longest prompt plus answer, in tokens")
+    backend: Literal["auto", "unsloth", "transformers"] = Field(
+        default="auto",
+        description="`unsloth` needs a GPU, `transformers` runs anywhere; `auto` takes unsloth where it is installed, "
+        "there is a GPU and the model is not a small one",
+    )
+    lora_rank: int = Field(
+        default=16,
+        ge=0,
+        description="rank of the LoRA adapters; 0 trains every weight, as do models below lora_min_parameters",
+    )
+    lora_alpha: int = Field(default=32, ge=1, description="scale of the LoRA adapters: alpha / rank")
+    lora_target_modules: list[str] = Field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="modules that get an adapter",
+    )
+    lora_min_parameters: int = Field(
+        default=50_000_000, ge=0, description="models with fewer parameters train in full instead of by LoRA"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizationSettings(StageConfig):
+    """Optimization."""
+
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="forward passes of one optimizer step")
+    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")
+    warmup_steps: int = Field(default=10, ge=0, description="steps until the learning rate reaches its peak")
+    optim: str = Field(
+        default="adamw_8bit", min_length=1, description="optimizer; adamw_8bit becomes adamw_torch without a GPU"
+    )
+    logging_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics")
+    save_steps: int = Field(default=200, ge=1, description="steps between two checkpoints")
+    report_to: list[str] = Field(
+        default_factory=lambda: ["none"],
+        description="where metrics go besides the log: none, tensorboard, wandb, trackio, ...",
+    )
+    resume_from_checkpoint: str = Field(
+        default="auto",
+        description="`auto` resumes from the newest checkpoint of an unfinished run with the same settings, "
+        "`never` starts over, or the path of a checkpoint",
+    )
+
+    def _step_problems(self) -> list[str]:
+        wrong = "max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"
+        return [] if self.max_steps else [wrong]
+
+
+# ---------------------------------------------------------------------- the large stages
+
+
+@dataclass(frozen=True, config=STRICT)
+class GRPOConfig(SignalConfig, CostSettings, WorkerSettings, RunSettings):
     """Settings of `grpo generate`: the counterfactual dataset (training has :class:`GRPOTrainingConfig`)."""
 
     STAGE: ClassVar[str] = "generate"
@@ -142,11 +197,11 @@ class GRPOConfig(SignalConfig):
     )
     rollout_policy: str = Field(
         default="delay_balance",
-        description="who drives every light after the action: a rule, `pretrained` or a small model's folder",
+        description="policy of every light after the action: a rule, `pretrained` or a small model's folder",
     )
     behaviour_policy: str = Field(
         default="delay_balance",
-        description="who drives the run between decision points: a rule, or a small language model",
+        description="policy of the run between decision points: a rule, or a small language model",
     )
     exploration_rate: float = Field(default=0.25, ge=0, le=1, description="share of random actions in the behaviour")
     sample_fraction: float = Field(default=0.5, gt=0, le=1, description="share of decision points that become rows")
@@ -163,7 +218,6 @@ class GRPOConfig(SignalConfig):
         le=100,
         description="random futures that an outcome is averaged over; drivers differ, demand stays the same",
     )
-    cost_weights: dict[str, float] = _COST
     save_states: bool = Field(
         default=True, description="keep under states/ what brings every row's instant back exactly, a small file a run"
     )
@@ -190,136 +244,32 @@ class GRPOConfig(SignalConfig):
     ray_address: str = Field(
         default="", description="address of the Ray cluster; without it, the environment's RAY_ADDRESS"
     )
-    max_workers: int = _WORKERS
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        part, parts = map(int, self.shard.split("/"))
-        wrong = [] if 1 <= part <= parts else [f"shard: {self.shard} is not one of 1/{parts} to {parts}/{parts}"]
-        _raise(self._green_problems() + wrong + _cost_weight_problems(self.cost_weights))
+        index, count = map(int, self.shard.split("/"))
+        wrong = [] if 1 <= index <= count else [f"shard: {self.shard} is not one of 1/{count} to {count}/{count}"]
+        refuse(self._green_problems() + wrong + self._cost_problems())
         return self
 
 
-@dataclass(frozen=True, config=_STRICT)
-class BaseModelConfig(StageConfig):
-    """Settings of `grpo base-model`: the small base model, from random weights."""
-
-    STAGE: ClassVar[str] = "base-model"
-    output_dir: str = Field(default="model/base_model", min_length=1, description="folder of the base model")
-    hidden_size: int = Field(default=64, ge=32, multiple_of=32, description="width; one attention head for every 32")
-    intermediate_size: int = Field(default=192, ge=32, description="width of the feed-forward layers")
-    layers: int = Field(default=4, ge=1, description="transformer layers")
-    fact_steps: int = Field(default=4000, ge=1, description="steps that learn to answer facts about random states")
-    decision_steps: int = Field(
-        default=2000, ge=1, description="steps that learn the answer format and a rough prior, facts kept alive"
-    )
-    batch_size: int = Field(default=128, ge=2, multiple_of=2, description="random states in one step")
-    learning_rate: float = Field(default=3e-3, gt=0, lt=1, description="peak learning rate of both parts")
-    validation_rows: int = Field(default=2048, ge=16, description="fresh states on which the result is measured")
-    prompt_fields: list[str] = _FIELDS
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
-
-    @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
-        _raise(PromptFormat("en", tuple(self.prompt_fields)).problems())
-        return self
-
-
-@dataclass(frozen=True, config=_STRICT)
-class SFTDataConfig(StageConfig):
-    """Settings of `grpo sft-data`: dataset rows become labelled conversations."""
-
-    STAGE: ClassVar[str] = "sft-data"
-    dataset_path: str = Field(
-        default="data/grpo_datasets",
-        min_length=1,
-        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
-    )
-    output_dir: str = Field(default="data/sft_datasets", min_length=1, description="folder for sft_dataset.json")
-    labels: Literal["oracle", "max_pressure", "random"] = Field(
-        default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"
-    )
-    keep_all_above_advantage: float = Field(
-        default=0.0,
-        ge=0,
-        description="training rows whose actions differ by less than this cost are drawn in proportion to the "
-        "difference; 0 takes every row",
-    )
-    validation_fraction: float = _HELD_OUT
-    prompt_language: Literal["en", "zh"] = _LANGUAGE
-    prompt_fields: list[str] = _FIELDS
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
-
-    @property
-    def prompt_format(self) -> PromptFormat:
-        """How states are put to the model."""
-        return PromptFormat(self.prompt_language, tuple(self.prompt_fields))
-
-    @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
-        _raise(self.prompt_format.problems())
-        return self
-
-
-_BACKEND: Any = Field(
-    default="auto",
-    description="`unsloth` needs a GPU, `transformers` runs anywhere; `auto` takes unsloth where it is installed, "
-    "there is a GPU and the model is not a small one",
-)
-_LORA_RANK: Any = Field(
-    default=16,
-    ge=0,
-    description="rank of the LoRA adapters; 0 trains every weight, as do models below lora_min_parameters",
-)
-_LORA_ALPHA: Any = Field(default=32, ge=1, description="scale of the LoRA adapters: alpha / rank")
-_LORA_TARGETS: Any = Field(
-    default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    min_length=1,
-    description="modules that get an adapter",
-)
-_FULL_BELOW: Any = Field(
-    default=50_000_000, ge=0, description="models with fewer parameters than this train in full instead of by LoRA"
-)
-_MAX_SEQ: Any = Field(default=2048, ge=16, description="longest prompt plus answer, in tokens")
-_REPORT: Any = Field(
-    default_factory=lambda: ["none"],
-    description="where metrics go besides the log: none, tensorboard, wandb, trackio, ...",
-)
-_RESUME: Any = Field(
-    default="auto",
-    description="`auto` goes on from the newest checkpoint of an unfinished run with the same settings, "
-    "`never` starts over, or the path of a checkpoint",
-)
-
-
-@dataclass(frozen=True, config=_STRICT)
-class SFTTrainingConfig(StageConfig):
+@dataclass(frozen=True, config=STRICT)
+class SFTTrainingConfig(ModelSettings, OptimizationSettings, RunSettings):
     """Settings of `grpo sft`: teach the answer format and a first policy."""
 
     STAGE: ClassVar[str] = "sft"
     model_path: str = Field(
-        default="base", min_length=1, description="`base` (the shipped model), a folder, or a hub id"
+        default="base", min_length=1, description="`base` (the shipped base model), a folder, or a hub id"
     )
     dataset_path: str = Field(
         default="data/sft_datasets/sft_dataset.json", min_length=1, description="file of `grpo sft-data`"
     )
     output_dir: str = Field(default="model/sft_model", min_length=1, description="folder of the trained model")
-    max_seq_length: int = _MAX_SEQ
     learning_rate: float = Field(default=2e-4, gt=0, lt=1, description="peak learning rate")
-    batch_size: int = Field(default=16, ge=1, description="rows of one forward pass of each process")
-    gradient_accumulation_steps: int = Field(default=1, ge=1, description="forward passes of one optimizer step")
-    num_train_epochs: float = Field(default=2.0, gt=0, description="passes over the training rows")
-    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")
-    warmup_steps: int = Field(default=10, ge=0, description="steps until the learning rate reaches its peak")
-    logging_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics")
-    save_steps: int = Field(default=200, ge=1, description="steps between two checkpoints")
-    optim: str = Field(
-        default="adamw_8bit", min_length=1, description="optimizer; adamw_8bit becomes adamw_torch without a GPU"
+    batch_size: int = Field(
+        default=16, ge=1, description="rows of one forward pass of each process (TRL: per_device_train_batch_size)"
     )
+    num_train_epochs: float = Field(default=2.0, gt=0, description="passes over the training rows")
     min_valid_format_rate: float = Field(
         default=0.9,
         ge=0,
@@ -328,66 +278,29 @@ class SFTTrainingConfig(StageConfig):
     )
     max_new_tokens: int = Field(default=50, ge=1, description="longest answer when the result is checked")
     validation_rows: int = Field(default=500, ge=1, description="held-out rows on which the result is checked")
-    lora_rank: int = _LORA_RANK
-    lora_alpha: int = _LORA_ALPHA
-    lora_target_modules: list[str] = _LORA_TARGETS
-    lora_min_parameters: int = _FULL_BELOW
-    backend: Literal["auto", "unsloth", "transformers"] = _BACKEND
-    report_to: list[str] = _REPORT
-    resume_from_checkpoint: str = _RESUME
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        refuse(self._step_problems())
+        return self
 
 
-@dataclass(frozen=True, config=_STRICT)
-class GRPOTrainingConfig(StageConfig):
-    """Settings of `grpo train` (grpo/training.py): GRPO from an SFT model."""
+@dataclass(frozen=True, config=STRICT)
+class SamplingSettings(StageConfig):
+    """Sampled answers (`estimator: sampled`, and held-out rows)."""
 
-    STAGE: ClassVar[str] = "train"
-    model_path: str = Field(
-        default="model/sft_model", min_length=1, description="SFT model to start from: a folder or a hub id"
-    )
-    max_seq_length: int = _MAX_SEQ
-    learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak learning rate")
-    batch_size: int = Field(
-        default=2,
-        ge=1,
-        description="sequences of one forward pass of each process: prompts with exact groups, else sampled answers; "
-        "a step has batch_size x gradient_accumulation_steps x processes of them",
-    )
-    gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
-    gradient_checkpointing: bool = Field(
-        default=False,
-        description="compute activations again in the backward pass instead of keeping them: a fraction of the memory, "
-        "more time",
-    )
-    num_generations: int = Field(
-        default=4, ge=2, description="answers sampled for each prompt: the size of a group (`estimator: sampled`)"
-    )
-    estimator: Literal["sampled", "exact"] = Field(
-        default="exact",
-        description="`exact`: both answers of each prompt, weighted by their probabilities, nothing is generated; "
-        "`sampled`: groups of num_generations answers, as TRL has them",
-    )
-    prioritized_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share of the draws that go to rows in proportion to what the choice is worth there; such a row "
-        "counts for less in turn, so that the gradient is the same on average, with less noise",
-    )
+    num_generations: int = Field(default=4, ge=2, description="answers sampled for each prompt: the size of a group")
     temperature: float = Field(
         default=0.9, gt=0, le=10, description="the policy that is trained is the model's at this temperature"
     )
-    kl_coeff: float = Field(
-        default=0.1, ge=0, description="weight of the KL term to the SFT model (TRL's beta); 0 drops it"
+    max_new_tokens: int = Field(
+        default=50, ge=1, description="longest completion, in tokens (TRL: max_completion_length)"
     )
-    max_new_tokens: int = Field(default=50, ge=1, description="longest completion, in tokens")
     top_p: float = Field(default=0.9, gt=0, le=1, description="nucleus sampling: share of the probability mass kept")
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="sampling penalty for tokens already seen; 1 is none"
     )
-    use_vllm: bool = Field(default=False, description="sample answers with vLLM (`estimator: sampled`)")
+    use_vllm: bool = Field(default=False, description="sample answers with vLLM")
     vllm_mode: Literal["colocate", "server"] = Field(
         default="colocate", description="vLLM on the GPUs that train, or in a server of its own (`trl vllm-serve`)"
     )
@@ -397,14 +310,12 @@ class GRPOTrainingConfig(StageConfig):
     vllm_gpu_memory_utilization: float = Field(
         default=0.3, gt=0, lt=1, description="share of a GPU's memory that vLLM takes where it is colocated"
     )
-    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the dataset")
-    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps; -1 leaves it to num_train_epochs")
-    warmup_steps: int = Field(default=10, ge=0, description="steps until the learning rate reaches its peak")
-    logging_steps: int = Field(default=5, ge=1, description="steps between two lines of metrics")
-    save_steps: int = Field(default=50, ge=1, description="steps between two checkpoints")
-    optim: str = Field(
-        default="adamw_8bit", min_length=1, description="optimizer; adamw_8bit becomes adamw_torch without a GPU"
-    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardSettings(StageConfig):
+    """Rewards: format_weight x format + tsc_weight x traffic."""
+
     format_weight: float = Field(default=1.0, gt=0, description="weight of the format reward in the total")
     tsc_weight: float = Field(default=1.0, ge=0, description="weight of the traffic reward in the total")
     format_strict: float = Field(default=1.0, description="format reward of an answer that is exactly the JSON object")
@@ -421,49 +332,9 @@ class GRPOTrainingConfig(StageConfig):
         default="auto",
         description="cost difference worth tanh(1); `auto` takes the median of the dataset's differences",
     )
-    cost_weights: dict[str, float] = _COST
-    max_workers: int = _WORKERS
-    extend_seconds: int = Field(
-        default=5,
-        ge=1,
-        le=60,
-        description="seconds that one `yes` keeps the green; rows made with another value are refused",
-    )
-    dataset_path: str = Field(
-        default="data/grpo_datasets",
-        min_length=1,
-        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
-    )
-    validation_rows: int = Field(
-        default=128,
-        ge=0,
-        description="rows of held-out scenarios that are answered greedily at every checkpoint; the checkpoint with "
-        "the best reward becomes the result; 0 holds nothing out and keeps the last one",
-    )
-    validation_fraction: float = _HELD_OUT
-    output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
-    prompt_language: Literal["en", "zh"] = _LANGUAGE
-    prompt_fields: list[str] = _FIELDS
-    lora_rank: int = _LORA_RANK
-    lora_alpha: int = _LORA_ALPHA
-    lora_target_modules: list[str] = _LORA_TARGETS
-    lora_min_parameters: int = _FULL_BELOW
-    backend: Literal["auto", "unsloth", "transformers"] = _BACKEND
-    report_to: list[str] = _REPORT
-    resume_from_checkpoint: str = _RESUME
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
-    @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
+    def _reward_problems(self) -> list[str]:
         problems = []
-        completions = self.batch_size * self.gradient_accumulation_steps * world_size()
-        if self.estimator == "sampled" and completions % self.num_generations:
-            problems.append(
-                f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps}"
-                f"{f' x {world_size()} processes' if world_size() > 1 else ''} = {completions} is not divisible by "
-                f"num_generations = {self.num_generations}"
-            )
         if not self.format_strict > self.format_partial > self.format_invalid:
             problems.append("format_strict, format_partial, format_invalid: must fall in this order")
         worst_valid = self.format_weight * self.format_partial - self.tsc_weight
@@ -482,126 +353,95 @@ class GRPOTrainingConfig(StageConfig):
         else:
             if groups < 1:
                 problems.append("format_regex: has no group; group 1 must match yes or no")
-        if self.max_steps == 0:
-            problems.append("max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs")
-        _raise(problems + self.prompt_format.problems() + _cost_weight_problems(self.cost_weights))
+        return problems
+
+
+@dataclass(frozen=True, config=STRICT)
+class GRPOTrainingConfig(
+    ModelSettings,
+    OptimizationSettings,
+    SamplingSettings,
+    RewardSettings,
+    CostSettings,
+    PromptSettings,
+    HoldOutSettings,
+    WorkerSettings,
+    RunSettings,
+):
+    """Settings of `grpo train` (grpo/training.py): GRPO from an SFT model."""
+
+    STAGE: ClassVar[str] = "train"
+    model_path: str = Field(
+        default="model/sft_model", min_length=1, description="SFT model to start from: a folder or a hub id"
+    )
+    dataset_path: str = Field(
+        default="data/grpo_datasets",
+        min_length=1,
+        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
+    )
+    output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
+    estimator: Literal["sampled", "exact"] = Field(
+        default="exact",
+        description="`exact`: both answers of each prompt, weighted by their probabilities, nothing is generated; "
+        "`sampled`: groups of num_generations answers, as TRL has them",
+    )
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak learning rate")
+    batch_size: int = Field(
+        default=2,
+        ge=1,
+        description="sequences of one forward pass of each process (TRL: per_device_train_batch_size): prompts with "
+        "exact groups, else sampled answers; a step has batch_size x gradient_accumulation_steps x processes of them",
+    )
+    gradient_accumulation_steps: int = Field(default=4, ge=1, description="forward passes of one optimizer step")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass instead of keeping them: a fraction of the memory, "
+        "more time",
+    )
+    prioritized_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the draws that go to rows in proportion to what the choice is worth there; such a row "
+        "counts for less in turn, so that the gradient is the same on average, with less noise",
+    )
+    kl_coeff: float = Field(
+        default=0.1, ge=0, description="weight of the KL term to the SFT model (TRL: beta); 0 drops it"
+    )
+    num_train_epochs: float = Field(default=3.0, gt=0, description="passes over the dataset")
+    logging_steps: int = Field(default=5, ge=1, description="steps between two lines of metrics")
+    save_steps: int = Field(default=50, ge=1, description="steps between two checkpoints")
+    extend_seconds: int = Field(
+        default=5,
+        ge=1,
+        le=60,
+        description="seconds that one `yes` keeps the green; rows made with another value are refused",
+    )
+    validation_rows: int = Field(
+        default=128,
+        ge=0,
+        description="rows of held-out scenarios that are answered greedily at every checkpoint; the checkpoint with "
+        "the best reward becomes the result; 0 holds nothing out and keeps the last one",
+    )
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        problems = []
+        completions = self.batch_size * self.gradient_accumulation_steps * world_size()
+        if self.estimator == "sampled" and completions % self.num_generations:
+            problems.append(
+                f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps}"
+                f"{f' x {world_size()} processes' if world_size() > 1 else ''} = {completions} is not divisible by "
+                f"num_generations = {self.num_generations}"
+            )
+        problems += self._reward_problems() + self._step_problems()
+        refuse(problems + self.prompt_format.problems() + self._cost_problems())
         return self
 
     @property
     def group_size(self) -> int:
-        """Sequences that one prompt takes in a batch: its sampled answers, or one that tells of both."""
+        """Sequences that one prompt takes in a batch: its sampled answers, or one that stands for both."""
         return 1 if self.estimator == "exact" else self.num_generations
-
-    @property
-    def prompt_format(self) -> PromptFormat:
-        """How states are put to the model."""
-        return PromptFormat(self.prompt_language, tuple(self.prompt_fields))
-
-
-@dataclass(frozen=True, config=_STRICT)
-class EvaluationConfig(SignalConfig):
-    """Settings of `grpo evaluate`: closed loop, every policy on the same traffic."""
-
-    STAGE: ClassVar[str] = "evaluate"
-    POSITIONAL: ClassVar[str | None] = "scenarios"
-    scenarios: list[str] = Field(
-        default_factory=lambda: ["data/scenarios/test"],
-        min_length=1,
-        description="SUMO configurations, or folders searched for .sumocfg files",
-    )
-    policy: list[str] = Field(
-        default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
-        min_length=1,
-        description="signal programs (fixed_time, webster, actuated, actuated_delay), rules (max_pressure, "
-        "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
-        "a shipped model (base, pretrained), or a model folder",
-    )
-    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1, description="SUMO seeds of the episodes")
-    output_dir: str = Field(
-        default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
-    )
-    time_to_teleport: int = Field(
-        default=-1, ge=-1, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
-    )
-    episode_timeout_seconds: float = Field(
-        default=900.0, gt=0, description="an episode that takes longer is recorded as failed"
-    )
-    max_workers: int = _WORKERS
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
-
-    @model_validator(mode="after")
-    def _cross_checks(self) -> Self:
-        _raise(self._green_problems())
-        return self
-
-
-@dataclass(frozen=True, config=_STRICT)
-class BenchmarkConfig(EvaluationConfig):
-    """Settings of `grpo benchmark`: those of `grpo evaluate`, by default all baselines and the shipped model."""
-
-    STAGE: ClassVar[str] = "benchmark"
-    policy: list[str] = Field(
-        default_factory=lambda: [
-            *("fixed_time", "webster", "actuated", "actuated_delay", "max_pressure", "queue_pressure", "sotl"),
-            *("gap_out", "delay_balance", "pretrained", "rollout"),
-        ],
-        min_length=1,
-        description="policies as for `grpo evaluate`; each model is judged against the programs and rules among them",
-    )
-    seeds: list[int] = Field(
-        default_factory=lambda: list(range(1, 11)), min_length=1, description="SUMO seeds of the episodes"
-    )
-    output_dir: str = Field(
-        default="results/benchmark", min_length=1, description="folder for the tables, the verdicts, the chart"
-    )
-    episode_timeout_seconds: float = Field(
-        default=7200.0, gt=0, description="an episode that takes longer is recorded as failed; rollout is slow"
-    )
-
-
-@dataclass(frozen=True, config=_STRICT)
-class ExportConfig(StageConfig):
-    """Settings of `grpo export`: a trained model for others to run."""
-
-    STAGE: ClassVar[str] = "export"
-    model_path: str = Field(
-        default="model/grpo_model", min_length=1, description="model folder, hub id, `pretrained` or `base`"
-    )
-    format: Literal["adapter", "merged_16bit", "gguf"] = Field(
-        default="merged_16bit",
-        description="`merged_16bit`: a model folder; `adapter`: what a LoRA training added to its base; "
-        "`gguf`: one file for llama.cpp",
-    )
-    output_dir: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
-    dataset_path: str = Field(
-        default="auto",
-        min_length=1,
-        description="dataset on whose states the export must decide like the model, or `random` states; `auto` takes "
-        "data/grpo_datasets where it is, else random ones",
-    )
-    validation_rows: int = Field(default=500, ge=1, description="states on which decisions are compared")
-    max_differing: int = Field(
-        default=0, ge=0, description="decisions that may differ; more end the export (exit code 3)"
-    )
-    seed: int = _SEED
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
-
-
-@dataclass(frozen=True, config=_STRICT)
-class MergeConfig(StageConfig):
-    """Settings of `grpo merge`: the shards of one `grpo generate` run become its dataset."""
-
-    STAGE: ClassVar[str] = "merge"
-    shards: list[str] = Field(
-        default_factory=lambda: ["data/shard1", "data/shard2"],
-        min_length=1,
-        description="output folders of `grpo generate --shard I/N`, all N of them, in any order",
-    )
-    output_dir: str = Field(
-        default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
-    )
-    if_finished: Literal["stop", "move_aside"] = _OVERWRITE
 
 
 def load_config(path: str | Path | None, cls: type[C] | None = None, overrides: Mapping[str, Any] | None = None) -> C:

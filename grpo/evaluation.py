@@ -16,9 +16,12 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from .config import EvaluationConfig
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from .config import RunSettings, SignalConfig, WorkerSettings
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
 from .episodes.report import MEASURES, Summary, own_fault_lines, print_report, summarise, write_csv
 from .labels.counterfactual import RolloutSpec
@@ -28,11 +31,48 @@ from .records import EpisodeResult
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
 from .sumo_interface import ProgramKind
+from .system.command_line import parse_config
 from .system.console import progress_bar
 from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
 from .system.files import claim_output, digest, write_json, write_manifest
-from .system.settings import parse_config
+from .system.settings import STRICT, refuse
 from .system.workers import WorkerDied, run_isolated
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
+    """Settings of `grpo evaluate`: closed loop, every policy on the same traffic."""
+
+    STAGE: ClassVar[str] = "evaluate"
+    POSITIONAL: ClassVar[str | None] = "scenarios"
+    scenarios: list[str] = Field(
+        default_factory=lambda: ["data/scenarios/test"],
+        min_length=1,
+        description="SUMO configurations, or folders searched for .sumocfg files",
+    )
+    policy: list[str] = Field(
+        default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
+        min_length=1,
+        description="signal programs (fixed_time, webster, actuated, actuated_delay), rules (max_pressure, "
+        "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
+        "a shipped model (base, pretrained), or a model folder",
+    )
+    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1, description="SUMO seeds of the episodes")
+    output_dir: str = Field(
+        default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
+    )
+    time_to_teleport: int = Field(
+        default=-1, ge=-1, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
+    )
+    episode_timeout_seconds: float = Field(
+        default=900.0, gt=0, description="an episode that takes longer is recorded as failed"
+    )
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        refuse(self._green_problems())
+        return self
+
 
 _PROGRAMS: dict[str, ProgramKind] = {
     "fixed_time": "own",

@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from .config import ExportConfig
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_class
+
+from .config import RunSettings
 from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_format_of, resolve_model
 from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
 from .models.loading import load_for_inference, publish, save_merged, save_tokenizer, storage_format
@@ -27,10 +30,38 @@ from .models.model_card import EXAMPLE, GGUF_FILE, ModelCard, lineage_of, model_
 from .policies.torch_scorer import TorchScorer
 from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask
 from .records import Observation, dataset_files, observation_of, read_rows
+from .system.command_line import parse_config
 from .system.console import say
 from .system.errors import ConfigError, DataError, ModelError, UnreliableError
 from .system.files import claim_output, disk_errors, temporary_name, write_json, write_manifest, write_text
-from .system.settings import parse_config
+from .system.settings import STRICT
+
+
+@config_class(frozen=True, config=STRICT)
+class ExportConfig(RunSettings):
+    """Settings of `grpo export`: a trained model for others to run."""
+
+    STAGE: ClassVar[str] = "export"
+    model_path: str = Field(
+        default="model/grpo_model", min_length=1, description="model folder, hub id, `pretrained` or `base`"
+    )
+    format: Literal["adapter", "merged_16bit", "gguf"] = Field(
+        default="merged_16bit",
+        description="`merged_16bit`: a model folder; `adapter`: what a LoRA training added to its base; "
+        "`gguf`: one file for llama.cpp",
+    )
+    output_dir: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
+    dataset_path: str = Field(
+        default="auto",
+        min_length=1,
+        description="dataset on whose states the export must decide like the model, or `random` states; `auto` takes "
+        "data/grpo_datasets where it is, else random ones",
+    )
+    validation_rows: int = Field(default=500, ge=1, description="states on which decisions are compared")
+    max_differing: int = Field(
+        default=0, ge=0, description="decisions that may differ; more end the export (exit code 3)"
+    )
+
 
 COIN_MARGIN = 0.005
 """So near to 0.5 the probability of ``yes`` may fall to the other side by rounding: fp16 moved the shipped model's by

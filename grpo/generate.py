@@ -20,11 +20,11 @@ from .config import GRPOConfig
 from .labels.run import LabelledRun, LabelRun, check_failure_rate, label_run, replay_run, salvage_run
 from .policies.language_model import light_policy
 from .simulator.scenario_files import find_scenarios, unique_names
+from .system.command_line import parse_config
 from .system.console import progress_bar
 from .system.errors import DataError, GrpoError, SimulatorCrash, UnreliableError
 from .system.files import MANIFEST, claim_output, write_json_list, write_manifest
 from .system.forks import CHEAP_FORKS
-from .system.settings import parse_config
 from .system.workers import run_isolated, usable_workers
 
 DATASET = "grpo_dataset.json"

@@ -14,15 +14,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from .config import GRPOConfig, MergeConfig
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_class
+
+from .config import GRPOConfig, RunSettings
 from .generate import DATASET, FREE_ON_RESUME, print_result
 from .labels.run import state_file
 from .records import rows_from_json
+from .system.command_line import parse_config
 from .system.errors import ConfigError, DataError
 from .system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
-from .system.settings import parse_config
+from .system.settings import STRICT
+
+
+@config_class(frozen=True, config=STRICT)
+class MergeConfig(RunSettings):
+    """Settings of `grpo merge`: the shards of one `grpo generate` run become its dataset."""
+
+    STAGE: ClassVar[str] = "merge"
+    shards: list[str] = Field(
+        default_factory=lambda: ["data/shard1", "data/shard2"],
+        min_length=1,
+        description="output folders of `grpo generate --shard I/N`, all N of them, in any order",
+    )
+    output_dir: str = Field(
+        default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
+    )
+
 
 _FREE_BETWEEN_SHARDS = {*FREE_ON_RESUME, "shard", "output_dir", "if_finished"}
 _SAME_VERSIONS = ("eclipse-sumo", "libsumo")

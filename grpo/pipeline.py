@@ -15,16 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from .config import (
-    BaseModelConfig,
-    EvaluationConfig,
-    GRPOConfig,
-    GRPOTrainingConfig,
-    ScenarioSuiteConfig,
-    SFTDataConfig,
-    SFTTrainingConfig,
-    load_config,
-)
+from .base_model import BaseModelConfig
+from .config import GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
+from .evaluation import EvaluationConfig
+from .scenarios import ScenarioSuiteConfig
+from .sft_data import SFTDataConfig
 from .system.errors import ConfigError, GrpoError
 from .system.files import MANIFEST
 from .system.settings import StageConfig

@@ -10,12 +10,31 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from .config import ScenarioSuiteConfig
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from .config import RunSettings
+from .system.command_line import parse_config
 from .system.console import progress_bar
 from .system.files import claim_output, write_manifest, write_text
-from .system.settings import parse_config
+from .system.settings import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class ScenarioSuiteConfig(RunSettings):
+    """Settings of `grpo scenarios`: the synthetic suite."""
+
+    STAGE: ClassVar[str] = "scenarios"
+    output_dir: str = Field(
+        default="data/scenarios", min_length=1, description="folder for train/, validation/ and test/"
+    )
+    train: int = Field(default=16, ge=1, description="scenarios of the training split")
+    validation: int = Field(default=4, ge=0, description="scenarios of the validation split")
+    test: int = Field(default=6, ge=0, description="scenarios of the test split")
+    duration_seconds: int = Field(default=1800, ge=120, description="simulated seconds of demand in each scenario")
+
 
 SPLITS = ("train", "validation", "test")
 KINDS_IN_ORDER = (

@@ -10,14 +10,46 @@ import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-from grpo.config import SFTDataConfig
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from grpo.config import HoldOutSettings, PromptSettings, RunSettings
 from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_rows
+from grpo.system.command_line import parse_config
 from grpo.system.errors import DataError
 from grpo.system.files import claim_output, write_json, write_manifest
-from grpo.system.settings import parse_config
+from grpo.system.settings import STRICT, refuse
+
+
+@dataclass(frozen=True, config=STRICT)
+class SFTDataConfig(PromptSettings, HoldOutSettings, RunSettings):
+    """Settings of `grpo sft-data`: dataset rows become labelled conversations."""
+
+    STAGE: ClassVar[str] = "sft-data"
+    dataset_path: str = Field(
+        default="data/grpo_datasets",
+        min_length=1,
+        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
+    )
+    output_dir: str = Field(default="data/sft_datasets", min_length=1, description="folder for sft_dataset.json")
+    labels: Literal["oracle", "max_pressure", "random"] = Field(
+        default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"
+    )
+    keep_all_above_advantage: float = Field(
+        default=0.0,
+        ge=0,
+        description="training rows whose actions differ by less than this cost are drawn in proportion to the "
+        "difference; 0 takes every row",
+    )
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        refuse(self.prompt_format.problems())
+        return self
+
 
 SFT_DATASET = "sft_dataset.json"
 

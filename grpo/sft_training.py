@@ -22,11 +22,11 @@ from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_
 from grpo.learning.distributed import broadcast_from_main, destroy_process_group, errors_on_all_ranks
 from grpo.models.folder import model_files, resolve_model
 from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_prompt
+from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, DataError, ModelError
 from grpo.system.files import claim_output, digest, write_json, write_manifest
 from grpo.system.ranks import is_main_process, process_layout
-from grpo.system.settings import parse_config
 
 if TYPE_CHECKING:
     from grpo.models.loading import LoadedModel

@@ -35,11 +35,11 @@ from grpo.learning.reward import Rewards, sampling_weights
 from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
 from grpo.models.folder import model_files, prompt_format_of, resolve_model
 from grpo.records import dataset_files
+from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, OutputError
 from grpo.system.files import MANIFEST, claim_output, digest, write_json, write_manifest, write_text
 from grpo.system.ranks import is_main_process, process_layout, sharding
-from grpo.system.settings import parse_config
 
 if TYPE_CHECKING:
     import datasets

@@ -20,11 +20,10 @@ from networks import make_cross, make_pair
 from tiny import tiny_rows, write_dataset
 
 from grpo.__main__ import main
-from grpo.config import SFTDataConfig
 from grpo.labels.replay import simulate_rows, simulate_run
 from grpo.prompt_builder import DEFAULT_FIELDS
 from grpo.records import GRPODataEntry, read_rows
-from grpo.sft_data import make_sft_data
+from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.system.console import guarded
 
 PROJECT = Path(__file__).parent.parent

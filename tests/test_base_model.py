@@ -17,6 +17,7 @@ from tiny import phase_metrics
 from grpo.__main__ import main as grpo
 from grpo.base_model import (
     FACTS_PROMPT,
+    BaseModelConfig,
     Batches,
     collate,
     decision_example,
@@ -25,7 +26,6 @@ from grpo.base_model import (
     formats_of,
     measure,
 )
-from grpo.config import BaseModelConfig
 from grpo.models.folder import BASE, prompt_format_of, resolve_model
 from grpo.models.loading import load_for_inference
 from grpo.models.random_states import draw_states, facts, prior

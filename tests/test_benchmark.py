@@ -12,8 +12,8 @@ from networks import make_cross, make_pair
 from test_report import MODEL, episode, episodes_of
 
 from grpo.__main__ import main
-from grpo.benchmark import MOST_SINGLE, judge, judge_all, make_groups, markdown
-from grpo.config import BenchmarkConfig, EvaluationConfig
+from grpo.benchmark import MOST_SINGLE, BenchmarkConfig, judge, judge_all, make_groups, markdown
+from grpo.evaluation import EvaluationConfig
 from grpo.policies.rules import BASELINES, ROLLOUT
 from grpo.records import EpisodeResult
 from grpo.system.console import guarded

@@ -65,13 +65,20 @@ def test_the_guard_of_these_tests_works(light: Run) -> None:
     assert (done.returncode, done.stderr) == (1, "imported torch\n")
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("flag", ["--help", "-h", "help"])
 def test_help_lists_every_stage(light: Run, flag: str) -> None:
     done = light("-m", "grpo", flag)
     assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) < 100 and "exit codes: 0 done; 2 " in done.stdout
     assert done.stdout == usage() + "\n"
     for stage, (_, about) in STAGES.items():
         assert re.search(rf"^  {stage} +{re.escape(about)}$", done.stdout, re.MULTILINE)
+
+
+def test_version_and_help_of_a_stage(light: Run) -> None:
+    for flag in ("--version", "-V"):
+        assert re.fullmatch(r"scu-tsc \d+\.\d+\S*\n", light("-m", "grpo", flag).stdout)
+    assert light("-m", "grpo", "help", "merge").stdout == light("-m", "grpo", "merge", "--help").stdout
 
 
 def test_no_stage_prints_the_help_and_fails(light: Run) -> None:
@@ -162,8 +169,8 @@ def test_network_to_evaluation_without_the_training_stack(without_training_stack
         ("trian", "did you mean 'train'?"),
         ("sftdata", "did you mean 'sft-data'?"),
         ("evaluation", "did you mean 'evaluate'?"),
-        ("xyz", "the stages are pipeline, scenarios, "),
-        ("--config", "the stages are pipeline, scenarios, "),
+        ("xyz", "the stages are check, evaluate, "),
+        ("--config", "the stages are check, evaluate, "),
     ],
 )
 def test_unknown_stage_gets_a_suggestion(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:

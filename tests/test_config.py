@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -12,29 +14,30 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import grpo.config as config_module
-from grpo.config import (
-    BaseModelConfig,
-    BenchmarkConfig,
-    EvaluationConfig,
-    GRPOConfig,
-    GRPOTrainingConfig,
-    SFTDataConfig,
-    SFTTrainingConfig,
-    load_config,
-)
+from grpo.__main__ import STAGES
+from grpo.base_model import BaseModelConfig
+from grpo.benchmark import BenchmarkConfig
+from grpo.config import GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
+from grpo.evaluation import EvaluationConfig
+from grpo.merge import MergeConfig
+from grpo.sft_data import SFTDataConfig
+from grpo.system.command_line import parse_config
 from grpo.system.errors import ConfigError
-from grpo.system.settings import StageConfig, parse_config, read_config
+from grpo.system.settings import StageConfig, read_config
 
 PROJECT = Path(__file__).parent.parent
 CLASSES: dict[str, type[StageConfig]] = {
     cls.STAGE: cls
-    for cls in vars(config_module).values()
+    for module, _ in STAGES.values()
+    for cls in vars(importlib.import_module(f"grpo.{module}")).values()
     if isinstance(cls, type) and issubclass(cls, StageConfig) and "STAGE" in vars(cls)
 }
-FIELDS = [(cls, field) for cls in CLASSES.values() for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-each_field = pytest.mark.parametrize(("cls", "field"), FIELDS, ids=[f"{cls.STAGE}-{f.name}" for cls, f in FIELDS])
 each_class = pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+
+
+def fields_of(cls: type[StageConfig]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)  # type: ignore[arg-type]
+
 
 SPECIAL = {
     "format_weight": 2.0,
@@ -109,19 +112,24 @@ def text_file(tmp_path: Path, text: str) -> Path:
 # ---------------------------------------------------------------------- every field
 
 
-@each_field
-def test_flag_beats_yaml_beats_default(cls: type[StageConfig], field: dataclasses.Field[Any], tmp_path: Path) -> None:
-    default, other = default_of(field), other_than_default(cls, field)
-    file = write_yaml(tmp_path / "settings.yaml", {field.name: other})
+def test_every_stage_has_its_settings() -> None:
+    assert set(CLASSES) | {"pipeline"} == set(STAGES)
 
-    def value(*argv: str) -> Any:
-        return getattr(parse_config(cls, list(argv), description="-"), field.name)
 
-    assert value() == default != other
-    assert value("--config", file) == other
-    assert value(*as_flag(field.name, other)) == other
-    assert value("--config", file, *as_flag(field.name, default)) == default
-    assert value(*as_flag(field.name, default), "--config", file) == default, "the order of flags does not matter"
+@each_class
+def test_flag_beats_yaml_beats_default(cls: type[StageConfig], tmp_path: Path) -> None:
+    for field in fields_of(cls):
+        default, other = default_of(field), other_than_default(cls, field)
+        file = write_yaml(tmp_path / "settings.yaml", {field.name: other})
+
+        def value(*argv: str, name: str = field.name) -> Any:
+            return getattr(parse_config(cls, list(argv), description="-"), name)
+
+        assert value() == default != other
+        assert value("--config", file) == other
+        assert value(*as_flag(field.name, other)) == other
+        assert value("--config", file, *as_flag(field.name, default)) == default
+        assert value(*as_flag(field.name, default), "--config", file) == default, "the order of flags does not matter"
 
 
 @each_class
@@ -134,18 +142,21 @@ def test_help_shows_meaning_and_default_of_every_field(
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert "What the stage does." in shown and "--config FILE" in shown
+    assert "exit codes: 0 done" in shown and "--a_b" not in shown and " VALUE" not in shown
     options = {re.split("[ ,]", part, maxsplit=1)[0]: part for part in re.split(r"\n  (?=--)", shown)}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in fields_of(cls):
         default = default_of(field)
         default = " ".join(map(str, default)) if isinstance(default, list) else default
-        assert len(field.default.description) > 8, f"{field.name} has no description"
+        default = str(default).lower() if isinstance(default, bool) else default
+        info: Any = field.default
+        assert len(info.description) > 8, f"{field.name} has no description"
         help_text = " ".join(options[f"--{field.name.replace('_', '-')}"].split())
-        assert help_text.endswith(" ".join(f"{field.default.description} (default: {default})".split()))
+        assert " ".join(f"{info.description} (default: {default}".split()) in help_text
 
 
 @each_class
 def test_round_trip_through_yaml(cls: type[StageConfig], tmp_path: Path) -> None:
-    changed = {field.name: other_than_default(cls, field) for owner, field in FIELDS if owner is cls}
+    changed = {field.name: other_than_default(cls, field) for field in fields_of(cls)}
     for values in ({}, changed):
         config = read_config(None, cls, values)
         file = write_yaml(tmp_path / "settings.yaml", config.to_dict())
@@ -154,11 +165,33 @@ def test_round_trip_through_yaml(cls: type[StageConfig], tmp_path: Path) -> None
         assert cls.from_yaml(file).to_dict() == config.to_dict()
 
 
+def test_frozen() -> None:
+    for cls in CLASSES.values():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            cls().if_finished = "stop"  # type: ignore[attr-defined]
+
+
 @each_class
-def test_frozen(cls: type[StageConfig]) -> None:
-    config = cls()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.seed = 1  # type: ignore[attr-defined]
+def test_the_schema_and_the_settings_can_be_shown(
+    cls: type[StageConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shown = {}
+    for flag in ("--show-config", "--show-schema"):
+        with pytest.raises(SystemExit) as left:
+            parse_config(cls, [flag], description="-")
+        assert left.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    assert cls.from_yaml(text_file(tmp_path, shown["--show-config"])) == cls()
+    assert set(json.loads(shown["--show-schema"])["properties"]) == {field.name for field in fields_of(cls)}
+
+
+def test_flags_have_a_heading_each_named_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(GRPOTrainingConfig, ["--help"], description="-")
+    headings = re.findall(r"(?m)^(\S.*):$", capsys.readouterr().out)
+    assert headings[0] == "train" and headings[-1] == "general"
+    assert {"model and adapters", "optimization", "cost", "prompt", "run"} <= set(headings)
+    assert len(headings) == len(set(headings)) >= 10
 
 
 # ---------------------------------------------------------------------- numbers
@@ -175,6 +208,18 @@ def test_exponent_without_a_point_is_a_number(text: str, tmp_path: Path) -> None
 def test_weights_given_as_a_flag_are_numbers() -> None:
     config = parse_config(GRPOConfig, ["--cost-weights", "{delay_veh_s: 1e-6, stops: 2}"], description="-")
     assert config.cost_weights == {"delay_veh_s": 1e-6, "stops": 2.0}
+
+
+def test_lists_take_commas_and_yes_or_no_needs_no_word() -> None:
+    config = parse_config(GRPOConfig, ["a.sumocfg", "--seeds", "1,2", "5", "--no-save-states"], description="-")
+    assert (config.scenarios, config.seeds, config.save_states) == (["a.sumocfg"], [1, 2, 5], False)
+    for words in (["--use-vllm"], ["--use_vllm", "true"], ["--use-vllm=yes"]):
+        assert parse_config(GRPOTrainingConfig, words, description="-").use_vllm is True
+
+
+def test_one_value_in_yaml_is_a_list_of_one(tmp_path: Path) -> None:
+    config = GRPOConfig.from_yaml(text_file(tmp_path, "seeds: 3\nscenarios: my.sumocfg\n"))
+    assert (config.seeds, config.scenarios) == ([3], ["my.sumocfg"])
 
 
 def test_flags_take_underscores_and_negative_numbers() -> None:
@@ -221,7 +266,27 @@ def test_all_problems_at_once_each_with_its_source(tmp_path: Path) -> None:
 
 def test_unknown_key_without_a_near_one_lists_the_keys(tmp_path: Path) -> None:
     (line,) = problems(text_file(tmp_path, "zzzz: 1\n"), GRPOConfig)
-    assert "unknown key 'zzzz'; the keys are scenarios, output_dir, " in line
+    assert "unknown key 'zzzz'; the keys are " in line and "output_dir, " in line
+
+
+def test_a_config_of_another_stage_takes_one_line(tmp_path: Path) -> None:
+    values = GRPOTrainingConfig().to_dict()
+    (line,) = problems(Path(write_yaml(tmp_path / "settings.yaml", values)), MergeConfig)
+    assert "unknown keys; is it the config of another stage? See `grpo merge --help`" in line and len(line) < 250
+
+
+def test_a_flood_of_problems_is_cut(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+    )
+    lines = problems(text_file(tmp_path, bomb + "output_dir: *a8\nseeds: [*a8, 10" + "0" * 5000 + "]\n"), GRPOConfig)
+    assert len(lines) < 25 and sum(map(len, lines)) < 5000
+    assert (
+        "seed: got a number of thousands of digits"
+        in problems(text_file(tmp_path, "seed: -0x" + "f" * 5000 + "\n"), GRPOConfig)[0]
+    )
+    (line,) = problems(text_file(tmp_path, 'output_dir: "a\\0b"\n'), GRPOConfig)
+    assert line.endswith("output_dir: holds a NUL character")
 
 
 def test_a_key_that_is_no_text_is_unknown(tmp_path: Path) -> None:
@@ -307,6 +372,9 @@ def test_broken_rules_are_shown_beside_fields_out_of_range(tmp_path: Path) -> No
         (b"seed: \x07\n", "malformed YAML"),
         (b"seed: 2026-13-01\n", "malformed YAML"),
         (b"? [seed]\n: 1\n", "malformed YAML"),
+        (b"seed: 1\nseed: 2\n", "line 2: malformed YAML (the key 'seed' stands there twice)"),
+        (b"seed: !!timestamp x\n", "malformed YAML"),
+        (b"seed: " + b"[" * 5000, "malformed YAML"),
     ],
 )
 def test_file_that_is_no_settings(content: bytes, words: str, tmp_path: Path) -> None:

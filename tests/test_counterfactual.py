@@ -14,12 +14,12 @@ import pytest
 import sumo
 from networks import make_cross, make_pair
 
-from grpo.config import GRPOConfig, ScenarioSuiteConfig
+from grpo.config import GRPOConfig
 from grpo.generate import generate
 from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive, future_seed, simulate_actions
 from grpo.policies.rules import Policy, make_rule_policy
 from grpo.records import ACTIONS, Action, Decision, Observation
-from grpo.scenarios import generate_suite
+from grpo.scenarios import ScenarioSuiteConfig, generate_suite
 from grpo.sumo_interface import TrafficSimulation
 from grpo.system.forks import BranchError, Forks
 from grpo.system.workers import run_isolated

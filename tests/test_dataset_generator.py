@@ -11,11 +11,11 @@ from networks import make_cross, make_pair
 from tiny import overflowing
 
 import grpo.generate as stage
-from grpo.config import GRPOConfig, MergeConfig
+from grpo.config import GRPOConfig
 from grpo.generate import generate
 from grpo.labels.replay import simulate_rows
 from grpo.labels.run import LabelRun
-from grpo.merge import merge
+from grpo.merge import MergeConfig, merge
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
 from grpo.system.console import guarded

@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file
 from tiny import tiny_rows, write_dataset
 
-from grpo.config import GRPOTrainingConfig, SFTDataConfig
-from grpo.sft_data import make_sft_data
+from grpo.config import GRPOTrainingConfig
+from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.system.errors import ModelError
 from grpo.system.ranks import use_first_gpu_only
 

@@ -16,11 +16,11 @@ from networks import make_cross, make_pair
 
 from grpo import evaluation
 from grpo.__main__ import main
-from grpo.config import EvaluationConfig
 from grpo.episodes import episode
 from grpo.episodes.episode import EpisodeSpec, run_episode
 from grpo.episodes.report import MEASURES
 from grpo.episodes.tripinfo import TripMeasures
+from grpo.evaluation import EvaluationConfig
 from grpo.labels.counterfactual import RolloutSpec
 from grpo.models.folder import SHIPPED
 from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy

@@ -17,8 +17,8 @@ from tiny import tiny_model, tiny_observation, tiny_rows, tiny_tokenizer, write_
 
 from grpo import export as module
 from grpo.__main__ import main
-from grpo.config import ExportConfig, GRPOTrainingConfig, SFTTrainingConfig
-from grpo.export import COIN_MARGIN, adapter_of, compare, export
+from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
+from grpo.export import COIN_MARGIN, ExportConfig, adapter_of, compare, export
 from grpo.models.folder import SHIPPED, base_of, is_adapter, prompt_format_of, resolve_model
 from grpo.models.gguf_file import FileTokenizer, load_gguf
 from grpo.models.loading import load_for_inference, load_for_training, save_merged

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tiny import tiny_rows
 
 from grpo.__main__ import main
-from grpo.config import GRPOConfig, MergeConfig
-from grpo.merge import merge
+from grpo.config import GRPOConfig
+from grpo.merge import MergeConfig, merge
 from grpo.records import GRPODataEntry, read_rows, row_to_json
 from grpo.system.console import guarded
 from grpo.system.files import write_json, write_manifest

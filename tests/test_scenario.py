@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import driven, is_green
 
-from grpo.config import ScenarioSuiteConfig
-from grpo.scenarios import KINDS_IN_ORDER, LOAD_QUANTILES, generate_suite
+from grpo.scenarios import KINDS_IN_ORDER, LOAD_QUANTILES, ScenarioSuiteConfig, generate_suite
 from grpo.simulator.scenario_files import find_scenarios, scenario_name, unique_names
 from grpo.simulator.signals import yellow_between
 from grpo.simulator.sumo_home import sumo_binary

@@ -17,14 +17,14 @@ import yaml
 from tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.__main__ import main
-from grpo.config import GRPOTrainingConfig, SFTDataConfig, SFTTrainingConfig
+from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.learning.rows import load_grpo_dataset, split_rows
 from grpo.models.folder import prompt_format_of
 from grpo.models.loading import load_for_inference, load_for_training
 from grpo.policies.torch_scorer import torch_policy
 from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptFormat, ask, build_messages, format_of
 from grpo.records import GRPODataEntry, observation_of
-from grpo.sft_data import make_sft_data
+from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, ModelError, OutputError

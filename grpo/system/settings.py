@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import re
-import sys
-from collections.abc import Mapping, Sequence, Set
+import reprlib
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+"""For pydantic: unknown keys and numbers that are not finite are refused, defaults are checked like everything else."""
+_MOST_PROBLEMS = 20
+_MOST_UNKNOWN = 3
+"""Unknown keys up to which each gets a line; more mean a file for something else."""
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise the problems of a config, one a line, for pydantic to pass on."""
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 class StageConfig:
@@ -35,7 +46,6 @@ class StageConfig:
 
 
 C = TypeVar("C", bound=StageConfig)
-_BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
 
 
 def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, Any] | None = None) -> C:
@@ -44,28 +54,17 @@ def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, A
     Raises :class:`ConfigError` with one line for every problem of the file and the overrides together.
     """
     values = _read_yaml(Path(path)) if path is not None else {}
-    source = {key: str(path) for key in values} | {key: f"flag {_flag(key)}" for key in overrides or {}}
+    source = {key: str(path) for key in values} | {key: f"flag {flag_of(key)}" for key in overrides or {}}
     values |= overrides or {}
-    known = {field.name: field for field in _own_first(cls)}
-    problems, wrong = [], set()
-    for key in [key for key in values if key not in known]:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(known)}"
-        problems.append(f"{source[key]}: unknown key '{key}'; {hint}")
-        del values[key]
-    for key, value in list(values.items()):
-        if isinstance(value, bool) and known[key].type not in (bool, "bool"):
-            problems.append(f"{source[key]}: {key}: got {str(value).lower()}, which is neither a number nor a text")
-            del values[key]
-            wrong.add(key)
-    adapter = TypeAdapter(cls)
+    problems, values = _plain_problems(cls, values, source)
+    adapter, wrong = TypeAdapter(cls), {problem.split(": ")[1] for problem in problems}
     try:
         config = adapter.validate_python(values)
     except ValidationError as error:
         for item in error.errors():
             if item["loc"]:
                 key = str(item["loc"][0])
-                problems.append(f"{source.get(key, 'defaults')}: {key}: got {item['input']!r}: {item['msg']}")
+                problems.append(f"{source.get(key, 'defaults')}: {key}: got {_short(item['input'])}: {item['msg']}")
                 wrong.add(key)
         # Pydantic leaves the rules between fields out where a field is wrong: ask again without those fields.
         try:
@@ -74,23 +73,71 @@ def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, A
             rules = between.errors()[0]["msg"].removeprefix("Value error, ").splitlines()
             problems += [f"{path or 'flags'}: {rule}" for rule in rules if wrong.isdisjoint(re.findall(r"\w+", rule))]
     if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+        shown = list(dict.fromkeys(problems))
+        more = len(shown) - _MOST_PROBLEMS
+        raise ConfigError(shown[:_MOST_PROBLEMS] + ([f"... and {more} more problems"] if more > 0 else []))
     return config
 
 
-def _own_first(cls: type[StageConfig]) -> list[dataclasses.Field[Any]]:
-    """The fields of a config, a stage's own before those that it shares with others."""
-    return sorted(dataclasses.fields(cls), key=lambda field: field.name not in cls.__annotations__)  # type: ignore[arg-type]
+def _plain_problems(
+    cls: type[StageConfig], values: Mapping[str, Any], source: Mapping[str, str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Problems that pydantic would not name well, and the values without them; a single value for a list is wrapped."""
+    hints = {name: hint for name, hint in get_type_hints(cls).items() if get_origin(hint) is not ClassVar}
+    unknown = [key for key in values if key not in hints]
+    problems, kept = [], {}
+    if len(unknown) > _MOST_UNKNOWN:
+        shown = ", ".join(str(key) for key in unknown[:_MOST_UNKNOWN])
+        problems.append(
+            f"{source[unknown[0]]}: {shown}, ...: {len(unknown)} unknown keys; is it the config of another stage? "
+            f"See `grpo {getattr(cls, 'STAGE', '')} --help`"
+        )
+        unknown = []
+    for key in unknown:
+        near = difflib.get_close_matches(str(key), hints, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(hints)}"
+        problems.append(f"{source[key]}: unknown key '{key}'; {hint}")
+    for key, value in values.items():
+        if key not in hints:
+            continue
+        many = get_origin(hints[key]) is list
+        if isinstance(value, bool) and hints[key] is not bool:
+            problems.append(f"{source[key]}: {key}: got {str(value).lower()}, which is neither a number nor a text")
+        elif isinstance(value, str) and "\0" in value:
+            problems.append(f"{source[key]}: {key}: holds a NUL character")
+        else:
+            kept[key] = [value] if many and isinstance(value, str | int | float) else value
+    return problems, kept
+
+
+def _short(value: Any) -> str:
+    """``repr``, cut short: a YAML file can hold values without end."""
+    try:
+        return reprlib.repr(value) if not isinstance(value, str) else repr(value[:200])
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return "a number of thousands of digits"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, key in enumerate(keys):
+            if any(key.value == earlier.value for earlier in keys[:index]):
+                problem = f"the key '{key.value}' stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise ConfigError([f"{path}: config cannot be read ({error.strerror}); give the path of a YAML file"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: config is not UTF-8 text; give the path of a YAML file"]) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # a date such as 2026-13-01, ...
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
         reason = getattr(error, "problem", None) or "not YAML"
@@ -102,66 +149,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
     return "--" + name.replace("_", "-")
-
-
-def parse_config(cls: type[C], argv: Sequence[str] | None, *, description: str) -> C:
-    """Parse ``--config FILE`` and one flag for every field of ``cls``; flags beat the file.
-
-    Raises :class:`ConfigError` with one line for every problem, an unknown flag among them.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"grpo {cls.STAGE}", description=description, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags beat it, it beats the defaults")
-    if cls.POSITIONAL:
-        parser.add_argument("positional", nargs="*", metavar=cls.POSITIONAL.upper())
-    hints = get_type_hints(cls)
-    for field in _own_first(cls):
-        info: Any = field.default
-        default = info.default_factory() if info.default_factory else info.default
-        many = get_origin(hints[field.name]) is list
-        shown = " ".join(map(str, default)) if many else default
-        more: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
-        parser.add_argument(
-            _flag(field.name),
-            *([f"--{field.name}"] if "_" in field.name else []),
-            dest=field.name,
-            default=argparse.SUPPRESS,
-            metavar="|".join(get_args(hints[field.name])) if get_origin(hints[field.name]) is Literal else "VALUE",
-            help=f"{info.description} (default: {shown})".replace("%", "%%"),
-            **more,
-        )
-    booleans = {flag for name, hint in hints.items() if hint is bool for flag in (_flag(name), f"--{name}")}
-    try:
-        known, unknown = parser.parse_known_args(_with_values(sys.argv[1:] if argv is None else argv, booleans))
-    except argparse.ArgumentError as error:
-        raise ConfigError([f"{error}; see `grpo {cls.STAGE} --help`"]) from None
-    if unknown and not unknown[0].startswith("--"):
-        raise ConfigError([f"'{unknown[0]}' belongs to no flag; see `grpo {cls.STAGE} --help`"])
-    flags = vars(known)
-    path = flags.pop("config", None)
-    if cls.POSITIONAL and (words := flags.pop("positional")):
-        flags[cls.POSITIONAL] = [*words, *flags.get(cls.POSITIONAL, [])]
-    flags |= {name[2:].split("=")[0].replace("-", "_"): "" for name in unknown if name.startswith("--")}
-    return read_config(path, cls, {name: _flag_value(value) for name, value in flags.items()})
-
-
-def _with_values(argv: Sequence[str], booleans: Set[str]) -> list[str]:
-    """The words, with ``true`` behind a flag of a yes-or-no setting that stands alone."""
-    words: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        alone = word in booleans and following.lower() not in _BOOLEAN_WORDS
-        words.append(f"{word}=true" if alone else word)
-    return words
-
-
-def _flag_value(value: str | list[str]) -> Any:
-    """Only mappings are read as YAML; everything else is left to the field's own type."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
-            return value
-    return value
