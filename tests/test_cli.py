@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,19 @@ def test_no_module_hides_one_of_another_library() -> None:
     own -= {"__init__", "__main__", "__pycache__"}
     assert own & set(sys.stdlib_module_names) == set()
     assert own & (set(importlib.metadata.packages_distributions()) - {"grpo"}) == set()
+
+
+def test_every_room_is_in_the_wheel() -> None:
+    listed = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    rooms = {".".join(file.parent.relative_to(PROJECT).parts) for file in (PROJECT / "grpo").rglob("__init__.py")}
+    assert set(listed) == rooms | {"grpo.presets"}
+
+
+def test_shipped_configs_are_found_from_any_folder(light: Run, tmp_path: Path) -> None:
+    done = light("-m", "grpo", "train", "--config", "config/tune/train.yaml", "--show-config", cwd=tmp_path)
+    assert done.returncode == 0 and "output_dir: model/tuned" in done.stdout
+    done = light("-m", "grpo", "train", "--config", "config/absent.yaml", cwd=tmp_path)
+    assert done.stderr.startswith("error: config/absent.yaml: config cannot be read")
 
 
 # ---------------------------------------------------------------------- the light half works alone

@@ -149,6 +149,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def preset(path: str | Path) -> Path:
+    """``path``, or where the package keeps the file or folder of that name, such as ``config/demo``, if none is here."""
+    path, package = Path(path), Path(__file__).resolve().parents[1]
+    if path.exists() or path.parts[:1] != ("config",):
+        return path
+    shipped = (home.joinpath(*path.parts[1:]) for home in (package / "presets", package.parent / "config"))
+    return next((one for one in shipped if one.exists()), path)
+
+
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return "--" + name.replace("_", "-")
