@@ -6,6 +6,7 @@ import sys
 from importlib import import_module, metadata
 
 from .system.console import guarded
+from .system.settings import StageConfig
 
 GROUPS = {
     "your network": {
@@ -38,6 +39,16 @@ _EXAMPLES = """examples:
 more: grpo help STAGE, grpo STAGE --help, grpo --version
 exit codes: 0 done; 2 something to correct; 3 results that cannot be relied on;
             130 interrupted"""
+
+
+def stage_config(stage: str) -> type[StageConfig]:
+    """The settings of a stage; imports its module."""
+    module = import_module(f".{STAGES[stage][0]}", __package__)
+    return next(
+        one
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, StageConfig) and vars(one).get("STAGE") == stage
+    )
 
 
 def usage() -> str:

@@ -1,6 +1,6 @@
 """Stage `grpo benchmark`: is the model below every rule on every network? `grpo evaluate`, and a report to publish.
 
-    grpo benchmark --config config/benchmark.yaml
+    grpo benchmark --config config/benchmark/2_benchmark.yaml
 
 The networks are judged in parts: each network by itself, but a folder of more than ``MOST_SINGLE`` networks (a
 generated split) as one part, by the mean over its networks. A part is won where the model's delay is below that of

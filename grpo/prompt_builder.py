@@ -20,31 +20,37 @@ Language = Literal["en", "zh"]
 PHASE_FIELDS: dict[str, dict[Language, str]] = {
     "lanes": {"en": "incoming lanes it serves", "zh": "该相位放行的进口车道数"},
     "queue": {"en": "standing vehicles on them", "zh": "这些车道上停着的车辆数"},
-    "max_lane_queue": {"en": "standing vehicles on the fullest lane", "zh": "其中最长一条车道上停着的车辆数"},
+    "max_lane_queue": {"en": "standing vehicles on the fullest lane", "zh": "其中排队最长的一条车道上停着的车辆数"},
     "rolling": {
         "en": "moving vehicles slower than half the speed limit",
-        "zh": "速度低于限速一半的行驶车辆数",
+        "zh": "速度低于限速一半的行驶中的车辆数",
     },
     "arriving": {
         "en": "moving vehicles that reach the stop line within extend_seconds",
-        "zh": "在 extend_seconds 秒内到达停车线的行驶车辆数",
+        "zh": "在 extend_seconds 秒内到达停车线的行驶中的车辆数",
     },
     "soon": {
         "en": "those that reach it within the extend_seconds after that",
-        "zh": "在其后 extend_seconds 秒内到达停车线的车辆数",
+        "zh": "再往后 extend_seconds 秒内到达停车线的车辆数",
     },
-    "approaching": {"en": "all moving vehicles in sight but the arriving", "zh": "检测范围内其余行驶车辆数"},
+    "approaching": {
+        "en": "all moving vehicles in sight but the arriving",
+        "zh": "检测范围内除 arriving 以外的所有行驶中的车辆数",
+    },
     "exclusive": {
         "en": "vehicles in sight on lanes that no other phase serves",
-        "zh": "只由该相位放行的车道上的车辆数",
+        "zh": "检测范围内、只由该相位放行的车道上的车辆数",
     },
     "half_open": {
         "en": "vehicles in sight on lanes of which another movement is red",
-        "zh": "所在车道另有流向为红灯的车辆数",
+        "zh": "检测范围内、所在车道另有其他流向为红灯的车辆数",
     },
     "wait": {"en": "seconds the longest-standing vehicle has stood", "zh": "停得最久的车辆已停的秒数"},
-    "downstream": {"en": "vehicles on the lanes behind the junction", "zh": "路口之后车道上的车辆数"},
-    "downstream_queue": {"en": "those of them that stand", "zh": "路口之后车道上停着的车辆数"},
+    "downstream": {"en": "vehicles on the lanes behind the junction", "zh": "路口下游车道上的车辆数"},
+    "downstream_queue": {
+        "en": "standing vehicles on the lanes behind the junction",
+        "zh": "路口下游车道上停着的车辆数",
+    },
     "yielding": {"en": "movements that must give way", "zh": "需要让行的流向数"},
 }
 """What each number of a phase means, by the name of its :class:`PhaseMetrics` field."""
@@ -79,15 +85,15 @@ _INSTRUCTION: dict[Language, str] = {
         '{"extend": "no"} ends it.\n'
     ),
     "zh": (
-        "你控制一个路口的信号灯。下面的 JSON 描述了该路口在可以延长或结束当前绿灯的时刻的状态。\n"
-        "crossing_id:路口编号。as_of:仿真时间(秒)。phase_order:绿灯相位的固定轮转顺序,不能跳过任何相位。\n"
-        "state.current_phase_id:当前为绿灯的相位。green_elapsed、min_green、max_green:该相位已亮绿灯的时间"
-        "及其下限和上限(秒)。transition_seconds:到下一绿灯之前的黄灯和全红时间(秒)。\n"
-        "state.phase_metrics_by_id:从当前相位开始逐个给出各相位的数据。FIELDS。\n"
-        "请作出使所有车辆总延误最小的决定。"
-        "延长会使绿灯再保持 extend_seconds 秒;结束则经黄灯进入 phase_order 中的下一相位。\n"
-        "只回答一个 JSON 对象,不要有任何其他内容:"
-        '{"extend": "yes"} 表示延长当前绿灯,{"extend": "no"} 表示结束当前绿灯。\n'
+        "你控制一个路口的信号灯。此刻可以延长或结束当前绿灯，下面的 JSON 描述该路口此时的状态。\n"
+        "crossing_id：路口编号。as_of：仿真时间（秒）。phase_order：绿灯相位的固定轮转顺序，不能跳过任何相位。\n"
+        "state.current_phase_id：当前绿灯相位。green_elapsed、min_green、max_green：该相位绿灯已持续的时间、"
+        "最短和最长绿灯时间（秒）。transition_seconds：到下一绿灯之前的黄灯和全红时间（秒）。\n"
+        "state.phase_metrics_by_id：从当前相位开始逐个给出各相位的数据：FIELDS。\n"
+        "请作出使所有车辆总延误较低的决定。"
+        "延长会使绿灯再保持 extend_seconds 秒；结束则经黄灯进入 phase_order 中的下一相位。\n"
+        "只输出一个 JSON 对象，不要有任何其他内容："
+        '{"extend": "yes"} 表示延长当前绿灯，{"extend": "no"} 表示结束当前绿灯。\n'
     ),
 }
 
@@ -96,7 +102,7 @@ _INSTRUCTION: dict[Language, str] = {
 class PromptFormat:
     """How a state is put to a model: the language of the instruction, and the numbers given of each phase.
 
-    A model is taught one form and is asked in no other.
+    A model is taught one format and is asked in no other.
     """
 
     language: Language = "en"
@@ -120,7 +126,7 @@ DEFAULT_FORMAT = PromptFormat()
 @cache
 def system_prompt(prompt_format: PromptFormat = DEFAULT_FORMAT) -> str:
     """The instruction before the input JSON. The one copy of it in the project."""
-    colon, between = (": ", "; ") if prompt_format.language == "en" else (":", ";")
+    colon, between = (": ", "; ") if prompt_format.language == "en" else ("：", "；")
     meanings = between.join(
         f"{name}{colon}{PHASE_FIELDS[name][prompt_format.language]}" for name in prompt_format.fields
     )

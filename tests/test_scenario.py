@@ -78,7 +78,7 @@ def test_finished_suite_is_kept_or_moved_aside(tmp_path: Path) -> None:
     before = suite(folder)
     with pytest.raises(OutputError, match="finished run"):
         suite(folder)
-    config = ScenarioSuiteConfig(str(folder), train=1, validation=0, test=0, if_finished="move_aside")
+    config = ScenarioSuiteConfig(output_dir=str(folder), train=1, validation=0, test=0, if_finished="move_aside")
     generate_suite(config)
     aside = tmp_path / "suite.1"
     assert {str(p.relative_to(aside)): p.read_bytes() for p in sorted(aside.glob("*/*/*"))} == before
