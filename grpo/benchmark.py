@@ -2,11 +2,12 @@
 
     grpo benchmark --config config/benchmark/2_benchmark.yaml
 
-The networks are judged in parts: each network by itself, but a folder of more than ``MOST_SINGLE`` networks (a
-generated split) as one part, by the mean over its networks. A part is won where the model's delay is below that of
-every rule-based baseline with the 95 % interval of the paired difference clear of zero, no episode ends in
-gridlock, and emergency brakings are no more than the worst baseline's. ``rollout``, which knows the future, and
-other models are shown but not judged against. Besides the files of `grpo evaluate`: ``benchmark.md`` (tables),
+The networks are judged in groups: each network by itself, but a folder of more than ``MOST_SINGLE`` networks (a
+generated split) as one group, by the mean over its networks. The answer is "yes" where the model's delay is clearly
+below that of every rule-based baseline (the sign-flip test of ``episodes/report.py``), none of its episodes failed, no
+more of them jammed than of the baseline with the fewest, and emergency brakings are no more than the worst baseline's.
+It is "no" where one of these is clearly not so, else "not clear". ``rollout``, which knows the future, and other
+models are shown but not judged against. Besides the files of `grpo evaluate`: ``benchmark.md`` (tables),
 ``verdicts.json`` and ``benchmark.png``.
 """
 
@@ -22,7 +23,19 @@ from typing import ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass as config_class
 
-from .episodes.report import ALL, Summary, display_names, interval_text, summarise
+from .episodes.report import (
+    ALL,
+    HIGHER,
+    LOWER,
+    NO_RESULT,
+    NOT_CLEAR,
+    TOO_FEW,
+    Summary,
+    display_names,
+    incomplete_lines,
+    interval_text,
+    summarise,
+)
 from .evaluation import EvaluationConfig, Results, evaluate, exit_code, print_failures
 from .policies.rules import BASELINES, ROLLOUT
 from .records import EpisodeResult
@@ -57,7 +70,7 @@ class BenchmarkConfig(EvaluationConfig):
 
 
 MOST_SINGLE = 4
-"""Networks of one folder up to which each is a part of its own."""
+"""Networks of one folder up to which each is a group of its own."""
 RULE_BASED = tuple(name for name in BASELINES if name != ROLLOUT)
 
 
@@ -72,27 +85,32 @@ class NetworkGroup:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one part says about one model."""
+    """What one group says about one model."""
 
     group: str
     model: str
-    passed: bool
+    below_all: str
+    """``yes``, ``no`` or ``not clear``."""
     avg_delay_s: float | None
-    strongest_rule: str
-    """The rule-based baseline with the least delay."""
+    strongest_rule: str | None
+    """The rule-based baseline with the least delay; ``None`` where none has a result."""
     difference_s: float | None
     """Delay of the model minus that of the strongest rule; below 0 is better."""
     interval_95: list[float] | None
-    not_beaten: list[str]
-    """Rule-based baselines whose delay is not clearly above the model's."""
-    gridlocked: int
+    n: int
+    """Pairs of that difference: seeds of one network, or networks."""
+    against: dict[str, str]
+    """The verdict on the difference to each rule-based baseline, in the words of ``episodes/report.py``."""
     failed: int
+    jammed: int
+    more_jams: bool
+    """More jammed episodes than the rule-based baseline with the fewest."""
     more_brakings: bool
     """More emergency brakings an episode than any rule-based baseline."""
 
 
-def make_groups(given: Sequence[str], episodes: Sequence[EpisodeResult], *, seed: int) -> list[NetworkGroup]:
-    """The parts of the networks under the paths ``given``, with statistics over their episodes."""
+def make_groups(given: Sequence[str], episodes: Sequence[EpisodeResult]) -> list[NetworkGroup]:
+    """The groups of the networks under the paths ``given``, with statistics over their episodes."""
     names = {path: name for name, path in unique_names(find_scenarios(given)).items()}
     groups: list[tuple[str, tuple[str, ...]]] = []
     for path in given:
@@ -102,44 +120,49 @@ def make_groups(given: Sequence[str], episodes: Sequence[EpisodeResult], *, seed
             groups.append((f"{Path(path).name} ({len(fresh)} networks)", fresh))
         else:
             groups += [(name, (name,)) for name in fresh]
-    return [NetworkGroup(title, inside, _entries(inside, episodes, seed)) for title, inside in groups]
+    return [NetworkGroup(title, inside, _entries(inside, episodes)) for title, inside in groups]
 
 
-def _entries(scenarios: tuple[str, ...], episodes: Sequence[EpisodeResult], seed: int) -> dict[str, Summary]:
+def _entries(scenarios: tuple[str, ...], episodes: Sequence[EpisodeResult]) -> dict[str, Summary]:
     chosen = [episode for episode in episodes if episode.scenario in scenarios]
-    return {entry["policy"]: entry for entry in summarise(chosen, seed=seed) if entry["scenario"] == ALL}
+    return {entry["policy"]: entry for entry in summarise(chosen) if entry["scenario"] == ALL}
 
 
 def judge(group: NetworkGroup, model: str) -> Verdict | None:
-    """Whether ``model`` wins the part; ``None`` where no rule-based baseline ran."""
+    """Whether ``model`` is below every rule in the group; ``None`` where no rule-based baseline was to run."""
     own = group.entries[model]
     rules = {policy: entry for policy, entry in group.entries.items() if policy in RULE_BASED}
-    known = {policy: entry for policy, entry in rules.items() if entry["avg_delay_s"]["mean"] is not None}
-    if not known:
+    if not rules:
         return None
-    strongest = min(known, key=lambda policy: known[policy]["avg_delay_s"]["mean"])
+    delays = {policy: mean for policy, entry in rules.items() if (mean := entry["avg_delay_s"]["mean"]) is not None}
+    strongest = min(delays, key=delays.__getitem__, default=None)
     differences = own["delay_difference_s"]
-    intervals = {policy: differences[policy]["interval_95"] for policy in rules}
-    not_beaten = [policy for policy, interval in intervals.items() if interval is None or interval[1] >= 0]
-    brakings = own["emergency_brakings"]["mean"]
-    more_brakings = brakings is not None and brakings > max(e["emergency_brakings"]["mean"] for e in known.values())
+    against = {policy: differences[policy]["verdict"] for policy in rules}
+    brakings = [mean for entry in rules.values() if (mean := entry["emergency_brakings"]["mean"]) is not None]
+    more_brakings = bool(brakings) and (own["emergency_brakings"]["mean"] or 0) > max(brakings)
+    more_jams = own["jammed"] > min(entry["jammed"] for entry in rules.values())
+    lost = own["failed"] or more_jams or more_brakings or HIGHER in against.values()
+    clear = set(against.values()) == {LOWER}
+    nearest = differences[strongest] if strongest else None
     return Verdict(
         group=group.title,
         model=model,
-        passed=not (not_beaten or own["gridlocked"] or own["failed"] or more_brakings),
+        below_all="no" if lost else "yes" if clear else NOT_CLEAR,
         avg_delay_s=own["avg_delay_s"]["mean"],
         strongest_rule=strongest,
-        difference_s=differences[strongest]["mean"],
-        interval_95=intervals[strongest],
-        not_beaten=not_beaten,
-        gridlocked=own["gridlocked"],
+        difference_s=nearest["mean"] if nearest else None,
+        interval_95=nearest["interval_95"] if nearest else None,
+        n=nearest["n"] if nearest else 0,
+        against=against,
         failed=own["failed"],
+        jammed=own["jammed"],
+        more_jams=more_jams,
         more_brakings=more_brakings,
     )
 
 
 def judge_all(groups: Sequence[NetworkGroup]) -> list[Verdict]:
-    """A verdict for each model and part."""
+    """A verdict for each model and group."""
     models = [policy for policy in groups[0].entries if policy not in BASELINES]
     return [verdict for model in models for group in groups if (verdict := judge(group, model)) is not None]
 
@@ -151,12 +174,23 @@ def markdown(groups: Sequence[NetworkGroup], verdicts: Sequence[Verdict], episod
     """The tables of the benchmark, ready for a README."""
     entries = groups[0].entries
     names = display_names(list(entries))
-    sections = ["Mean delay, s per vehicle [95 % interval]. " + _episode_counts(groups), *_delay_table(groups, names)]
+    sections = ["Mean delay, s per vehicle [95 % t interval]. " + _episode_counts(groups), *_delay_table(groups, names)]
+    for group in groups:
+        sections += [f"\n{group.title}: {line}" for line in incomplete_lines(list(group.entries.values()))]
     if verdicts:
-        sections += ["", "Verdict: below every rule-based baseline, clear of zero; difference to the strongest one."]
-        sections += ["", *_verdict_table(verdicts, names), "", "Delay of the model minus that of each baseline."]
-        sections += ["", *_difference_table(groups, verdicts, names)]
+        sections += ["", _QUESTION, "", *_verdict_table(verdicts, names), ""]
+        sections += [
+            "Delay of the model minus that of each other, s per vehicle [95 % t interval]; below 0 is better.",
+            "",
+        ]
+        sections += _difference_table(groups, verdicts, names)
     return "\n".join([*sections, "", "Over all episodes.", "", *_safety_table(episodes, names), ""])
+
+
+_QUESTION = (
+    "Is the model below every rule-based baseline? By a paired sign-flip test at 5 % against each; pairs are the seeds "
+    "of one network, or networks. The difference is the one to the strongest of them, with its t interval."
+)
 
 
 def _episode_counts(groups: Sequence[NetworkGroup]) -> str:
@@ -187,32 +221,43 @@ def _delay_table(groups: Sequence[NetworkGroup], names: dict[str, str]) -> list[
         yield f"**{names[policy]}**" if policy not in BASELINES else names[policy]
         for group in groups:
             entry = group.entries[policy]
-            counts = "".join(f", {entry[key]} {key}" for key in ("gridlocked", "failed") if entry[key])
+            counts = "".join(f", {entry[key]} {key}" for key in ("jammed", "failed") if entry[key])
             yield _number(entry["avg_delay_s"]["mean"], entry["avg_delay_s"]["interval_95"]) + counts
 
     return _table(["policy", *[group.title for group in groups]], (list(cells(policy)) for policy in names))
 
 
+_WORDS = {
+    HIGHER: "above",
+    NOT_CLEAR: "not clear against",
+    TOO_FEW: "too few pairs against",
+    NO_RESULT: "no result against",
+}
+
+
 def _verdict_table(verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
     def reasons(verdict: Verdict) -> str:
-        found = [f"not below {', '.join(verdict.not_beaten)}"] if verdict.not_beaten else []
-        counts = {"gridlocked": verdict.gridlocked, "failed": verdict.failed}
-        found += [f"{count} {word}" for word, count in counts.items() if count]
+        rules = {word: [rule for rule, found in verdict.against.items() if found == word] for word in _WORDS}
+        found = [f"{said} {', '.join(rules[word])}" for word, said in _WORDS.items() if rules[word]]
+        found += [f"{verdict.failed} failed"] if verdict.failed else []
+        found += [f"{verdict.jammed} jammed"] if verdict.more_jams else []
         found += ["more emergency brakings"] if verdict.more_brakings else []
-        return "**yes**" if verdict.passed else f"no: {'; '.join(found)}"
+        answer = f"**{verdict.below_all}**" if verdict.below_all == "yes" else verdict.below_all
+        return f"{answer}: {'; '.join(found)}" if found else answer
 
     rows = (
         [
             verdict.group,
             names[verdict.model],
             _number(verdict.avg_delay_s, None),
-            verdict.strongest_rule,
+            verdict.strongest_rule or "-",
             _signed(verdict.difference_s, verdict.interval_95),
+            str(verdict.n),
             reasons(verdict),
         ]
         for verdict in verdicts
     )
-    return _table(["networks", "model", "delay", "strongest rule", "difference [95 %]", "below all"], rows)
+    return _table(["networks", "model", "delay", "strongest rule", "difference [95 %]", "pairs", "below all"], rows)
 
 
 def _difference_table(groups: Sequence[NetworkGroup], verdicts: Sequence[Verdict], names: dict[str, str]) -> list[str]:
@@ -235,23 +280,23 @@ def _difference_table(groups: Sequence[NetworkGroup], verdicts: Sequence[Verdict
 def _safety_table(episodes: Sequence[EpisodeResult], names: dict[str, str]) -> list[str]:
     def cells(policy: str) -> Iterator[str]:
         own = [episode for episode in episodes if episode.policy == policy]
-        worked = [episode for episode in own if episode.error is None]
+        worked = [episode.measures for episode in own if episode.measures]
         yield from (names[policy], str(len(own)), str(len(own) - len(worked)))
-        for measure in ("gridlocked", "emergency_brakings", "not_inserted_veh", "teleports"):
-            yield str(sum(getattr(episode, measure) for episode in worked))
+        for measure in ("jammed", "emergency_brakings", "not_inserted_veh", "teleports"):
+            yield str(sum(getattr(measures, measure) for measures in worked))
 
-    heading = ["policy", "episodes", "failed", "gridlocked", "emergency brakings", "vehicles not inserted", "teleports"]
+    heading = ["policy", "episodes", "failed", "jammed", "emergency brakings", "vehicles not inserted", "teleports"]
     return _table(heading, (list(cells(policy)) for policy in names))
 
 
 # ---------------------------------------------------------------------- the stage
 
 
-def _write(given: Sequence[str], seed: int, output: Path, results: Results) -> None:
+def _write(given: Sequence[str], output: Path, results: Results) -> None:
     from .episodes.chart import draw_groups
 
     episodes, _ = results
-    groups = make_groups(given, episodes, seed=seed)
+    groups = make_groups(given, episodes)
     verdicts = judge_all(groups)
     write_text(output / "benchmark.md", markdown(groups, verdicts, episodes))
     write_json(output / "verdicts.json", [asdict(verdict) for verdict in verdicts])
@@ -261,7 +306,7 @@ def _write(given: Sequence[str], seed: int, output: Path, results: Results) -> N
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(BenchmarkConfig, argv, description=(__doc__ or "").splitlines()[0])
-    episodes, _ = evaluate(config, partial(_write, config.scenarios, config.seed))
+    episodes, _ = evaluate(config, partial(_write, config.scenarios))
     print((Path(config.output_dir) / "benchmark.md").read_text(encoding="utf-8"))
     print_failures(episodes)
     print(

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -21,11 +21,9 @@ from .episodes.preflight import LightReport, Report, examine
 from .simulator.scenario_files import find_scenarios
 from .simulator.signals import SignalSettings
 from .system.command_line import parse_config
+from .system.console import table, terminal_width
 from .system.errors import GrpoError
 from .system.settings import STRICT, refuse
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,24 +48,17 @@ class CheckConfig(SignalConfig):
 
 def print_report(report: Report) -> None:
     """Print a report as a table and lines."""
-    from rich.console import Console
-
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
     controlled = sum(light.controlled for light in report.lights)
     end = "its last vehicle" if report.end is None else f"{report.end:.10g} s"
-    say(f"{report.scenario}: traffic lights: {len(report.lights)}, of which {controlled} can be controlled")
-    say(f"from {report.begin:.10g} s to {end}, in steps of {report.step_length:g} s")
-    console.print(_table(report.lights))
+    print(f"{report.scenario}: traffic lights: {len(report.lights)}, of which {controlled} can be controlled")
+    print(f"from {report.begin:.10g} s to {end}, in steps of {report.step_length:g} s")
+    print(f"\n{_table(report.lights)}\n")
     for note in report.notes:
-        say(f"note: {note}")
+        print(f"note: {note}")
     if report.run is None:
         return
     run = report.run
-    say(
+    print(
         f"{run.seconds} s under a rule: {run.decisions} decisions, {run.vehicles} vehicles set out, {run.arrived} "
         f"arrived, {run.delay_veh_s:.0f} vehicle-seconds of delay, {run.emergency_brakings} emergency brakings"
         + (f", {run.people} people" if run.people else "")
@@ -77,25 +68,24 @@ def print_report(report: Report) -> None:
         costs.append(f"{run.seconds_per_episode:g} s for one simulation to the end")
     if run.labels_per_hour is not None:
         costs.append(f"up to {run.labels_per_hour} labels an hour on {run.cores} cores")
-    say(f"cost: {', '.join(costs)}")
+    print(f"cost: {', '.join(costs)}")
     scenario = shlex.quote(report.scenario)
-    say(f"next: grpo evaluate --scenarios {scenario} --policy fixed_time actuated max_pressure pretrained")
+    print(f"next: grpo evaluate --scenarios {scenario} --policy fixed_time actuated max_pressure pretrained")
 
 
-def _table(lights: Sequence[LightReport]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("light", overflow="fold")
-    for title in ("program", "phases", "greens (least-longest, s)", "controlled"):
-        table.add_column(title, overflow="fold")
-    for light in lights:
-        verdict = "yes" if light.controlled else "no"
-        program = f"{light.program} ({light.kind})"
-        table.add_row(Text(light.id), Text(program), str(light.phases), " ".join(light.greens) or "-", verdict)
-    return table
+def _table(lights: Sequence[LightReport]) -> str:
+    rows = [
+        [
+            light.id,
+            "yes" if light.controlled else "no",
+            f"{light.program} ({light.kind})",
+            str(light.phases),
+            " ".join(light.greens) or "-",
+        ]
+        for light in lights
+    ]
+    headings = ["light", "controlled", "program", "phases", "greens\n(least-longest, s)"]
+    return table(headings, rows, width=terminal_width())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,39 +4,45 @@ One episode is one policy on one scenario with one seed. Each simulation runs in
 (see ``episodes/episode.py``); each worker process loads a language model once. Finished episodes are kept in
 ``episodes.jsonl`` while the stage works, so that an interrupted run goes on where it stopped. Results are
 ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` in the output folder, and the table on stdout.
+
+An episode whose process dies is tried once more in another one. Where episodes failed all the same, the results are
+written, the exit code is 3, and the run stays unfinished: the same command tries these episodes again.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
+from zlib import crc32
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from .config import RunSettings, SignalConfig, WorkerSettings
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
-from .episodes.report import MEASURES, Summary, own_fault_lines, print_report, summarise, write_csv
+from .episodes.report import Summary, flat, own_fault_lines, report_text, summarise, write_csv
 from .labels.counterfactual import RolloutSpec
 from .models.folder import SHIPPED, is_local, model_files, resolve_model
 from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .records import EpisodeResult
+from .simulator.network import read_options
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
+from .simulator.sumo_options import FILES
 from .sumo_interface import ProgramKind
 from .system.command_line import parse_config
-from .system.console import progress_bar
-from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError
-from .system.files import claim_output, digest, write_json, write_manifest
+from .system.console import progress_bar, terminal_width
+from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError, SimulatorCrash, one_line
+from .system.files import claim_output, digest, temporary_folder, write_json, write_manifest, write_text
 from .system.settings import STRICT, refuse
-from .system.workers import WorkerDied, run_isolated
+from .system.workers import WorkerDied, cause_of_death, run_isolated
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,7 +63,9 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
         "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
         "a shipped model (base, pretrained), or a model folder",
     )
-    seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1, description="SUMO seeds of the episodes")
+    seeds: list[int] = Field(
+        default_factory=lambda: [1, 2, 3, 4, 5, 6], min_length=1, description="SUMO seeds of the episodes"
+    )
     output_dir: str = Field(
         default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
     )
@@ -85,9 +93,19 @@ _SEARCH = RolloutSpec(rollout_policy="delay_balance", seconds=45, scope="neighbo
 EPISODES_LOG = "episodes.jsonl"
 _LOADING_S = 300.0
 """Real time that a worker may take, over that of the episode, to load a model."""
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # the workers' threads would wait for each other
 
-EpisodeKey = tuple[str, str, int]
-"""Policy, scenario, seed."""
+
+class EpisodeKey(NamedTuple):
+    """What makes an episode."""
+
+    policy: str
+    scenario: str
+    seed: int
+
+
+def _key(episode: EpisodeResult) -> EpisodeKey:
+    return EpisodeKey(episode.policy, episode.scenario, episode.seed)
 
 
 Results = tuple[list[EpisodeResult], list[Summary]]
@@ -97,17 +115,21 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     """Run every episode of ``config`` and write the results; returns the episodes and their summary.
 
     Episodes come in the order scenario, policy, seed. One that fails is recorded with its ``error`` and costs only
-    itself. ``write`` adds files of its own to the output folder before that is marked finished. Raises
-    :class:`GrpoError` before anything is written for a policy or scenario that does not exist, and where every
-    episode failed.
+    itself; the folder is then not marked finished. ``write`` adds files of its own to the output folder. Raises
+    :class:`GrpoError` before anything is written for a scenario that does not exist and a policy that cannot be
+    loaded, and where every episode failed.
     """
     policies = list(dict.fromkeys(config.policy))
     inputs = {policy: _fingerprint(policy) for policy in policies if policy not in BASELINES}
     scenarios = unique_names(find_scenarios(config.scenarios))
-    inputs |= {name: digest(_scenario_files(path)) for name, path in scenarios.items()}
-    keys: list[EpisodeKey] = [
-        (policy, name, seed) for name in scenarios for policy in policies for seed in dict.fromkeys(config.seeds)
+    inputs |= {name: _scenario_digest(path) for name, path in scenarios.items()}
+    keys = [
+        EpisodeKey(policy, name, seed)
+        for name in scenarios
+        for policy in policies
+        for seed in dict.fromkeys(config.seeds)
     ]
+    _check_models([policy for policy in policies if policy not in BASELINES])
 
     output = Path(config.output_dir)
     resumed = claim_output(
@@ -115,21 +137,25 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         config.to_dict() | {"inputs": inputs},
         if_finished=config.if_finished,
         ignore=("max_workers", "episode_timeout_seconds"),
+        reads=[*scenarios.values(), *policies],
     )
     done = _read_kept(output / EPISODES_LOG) if resumed else {}
-    _run_missing(config, keys, scenarios, done, output / EPISODES_LOG)
+    write_text(output / EPISODES_LOG, "".join(map(_line, done.values())))  # without the line at which a run was killed
+    with temporary_folder(output):
+        _run_missing(config, keys, scenarios, done, output / EPISODES_LOG)
 
     episodes = [done[key] for key in keys]
     failed = [episode for episode in episodes if episode.error is not None]
     if len(failed) == len(episodes):
         first = failed[0]
         raise ScenarioError(f"every episode failed; {first.policy} on {first.scenario}: {first.error}")
-    summary = summarise(episodes, seed=config.seed)
+    summary = summarise(episodes)
     _write_results(output, episodes, summary)
     if write is not None:
         write(output, (episodes, summary))
-    write_manifest(output, config.STAGE, config.to_dict(), inputs=inputs, episodes=len(episodes), failed=len(failed))
-    (output / EPISODES_LOG).unlink()
+    if not failed:
+        write_manifest(output, config.STAGE, config.to_dict(), inputs=inputs, episodes=len(episodes))
+        (output / EPISODES_LOG).unlink()
     return episodes, summary
 
 
@@ -140,26 +166,42 @@ def _run_missing(
     done: dict[EpisodeKey, EpisodeResult],
     kept: Path,
 ) -> None:
-    """Run the tasks that are not ``done`` yet, adding each to ``done`` and to the file ``kept``."""
+    """Run the episodes that are not ``done`` yet, adding each to ``done`` and to the file ``kept``."""
     missing = [key for key in keys if key not in done]
     # Language models first: their episodes are the long ones, and a worker changes its model as seldom as can be.
-    missing.sort(key=lambda key: (key[0] in BASELINES, list(dict.fromkeys(config.policy)).index(key[0])))
-    calls = [(config, key, scenarios[key[1]]) for key in missing]
-    with progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance:
+    missing.sort(key=lambda key: (key.policy in BASELINES, list(dict.fromkeys(config.policy)).index(key.policy)))
+    with (
+        progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance,
+        closing(_play_all(config, missing, scenarios)) as episodes,
+    ):
+        for episode in episodes:
+            done[_key(episode)] = episode
+            _append(kept, episode)
+            measures = episode.measures
+            said = f"{measures.avg_delay_s:.1f} s/veh" if measures else f"failed: {episode.error}"
+            advance(f"{episode.policy} on {episode.scenario}, seed {episode.seed}: {said}")
+
+
+def _play_all(
+    config: EvaluationConfig, keys: Sequence[EpisodeKey], scenarios: dict[str, Path]
+) -> Generator[EpisodeResult]:
+    """Play episodes in worker processes, as they end; one whose process dies is tried once more in another."""
+    for last_attempt in (False, True):
+        died = []
         finished = run_isolated(
             _play,
-            calls,
+            [(config, key, scenarios[key.scenario]) for key in keys],
             max_workers=config.max_workers,
             timeout_s=config.episode_timeout_seconds + _LOADING_S,
-            environment={"OPENBLAS_NUM_THREADS": "1"},  # the workers' threads would wait for each other
+            environment=_ENVIRONMENT,
         )
-        for index, value, error in finished:
-            key = missing[index]
-            episode = value if error is None else _failure(key, error)
-            done[key] = episode
-            _append_episode(kept, episode)
-            delay = f"{episode.avg_delay_s:.1f} s/veh" if episode.error is None else f"failed: {episode.error}"
-            advance(f"{key[0]} on {key[1]}, seed {key[2]}: {delay}")
+        with closing(finished):
+            for index, value, error in finished:
+                if isinstance(error, WorkerDied | SimulatorCrash) and not last_attempt:
+                    died.append(keys[index])
+                else:
+                    yield value if error is None else EpisodeResult(*keys[index], error=_cause(error))
+        keys = died
 
 
 # ---------------------------------------------------------------------- in a worker process
@@ -175,7 +217,7 @@ def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path) -> EpisodeRe
         policy = make_rule_policy(name, seed=Random(f"{config.seed}/{scenario}/{seed}").getrandbits(32))
     elif program == "controlled" and name != ROLLOUT:
         policy = _language_model(name)
-    fallbacks = getattr(policy, "fallbacks", 0)
+    fallbacks = policy.fallbacks if policy else 0
     drive = run_episode(
         EpisodeSpec(
             sumocfg, seed, program, settings, config.time_to_teleport, search=_SEARCH if name == ROLLOUT else None
@@ -183,7 +225,7 @@ def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path) -> EpisodeRe
         policy,
         timeout_s=config.episode_timeout_seconds,
     )
-    if fell_back := getattr(policy, "fallbacks", 0) - fallbacks:
+    if fell_back := (policy.fallbacks if policy else 0) - fallbacks:
         # A rule kept the lights going; its driving must not be counted as the model's.
         raise ModelError(f"the model gave no decision at {fell_back} of {drive.decisions} decision points")
     return _result(key, drive)
@@ -198,32 +240,26 @@ def _language_model(name: str) -> Policy:
 
 
 def _result(key: EpisodeKey, drive: DriveResult) -> EpisodeResult:
-    policy, scenario, seed = key
     p50 = p99 = None
     if drive.batch_ms:
         import numpy as np
 
-        p50, p99 = (float(value) for value in np.percentile(drive.batch_ms, [50, 99]))
-    measures = asdict(drive.measures) | {"decision_ms_p50": p50, "decision_ms_p99": p99}
+        p50, p99 = (round(float(value), 4) for value in np.percentile(drive.batch_ms, [50, 99]))
     rounded: dict[str, Any] = {
-        key: round(value, 4) if isinstance(value, float) else value for key, value in measures.items()
+        name: round(value, 4) for name, value in asdict(drive.measures).items() if isinstance(value, float)
     }
-    return EpisodeResult(policy, scenario, seed, decisions=drive.decisions, **rounded)
+    return EpisodeResult(*key, replace(drive.measures, **rounded), drive.decisions, p50, p99)
 
 
-def _failure(key: EpisodeKey, error: BaseException) -> EpisodeResult:
-    """A failed episode; its error in one line."""
+def _cause(error: BaseException) -> str:
+    """Why an episode failed, or a model could not be loaded, in one line."""
     if isinstance(error, GrpoError):
-        text = str(error)
-    elif isinstance(error, TimeoutError):
-        text = "the policy did not answer in time; raise episode_timeout_seconds"
-    elif isinstance(error, WorkerDied):
-        text = f"the policy's process died (exit code {error.exitcode}); was there memory enough?"
-    else:
-        text = f"{type(error).__name__}: {error}"
-    policy, scenario, seed = key
-    unknown: dict[str, Any] = dict.fromkeys((*MEASURES, "gridlocked"))
-    return EpisodeResult(policy, scenario, seed, **unknown, error=" ".join(text.split()))
+        return one_line(error)
+    if isinstance(error, TimeoutError):
+        return "the policy did not answer in time; raise episode_timeout_seconds"
+    if isinstance(error, WorkerDied):
+        return f"the policy's process {cause_of_death(error.exitcode or 0)}; was there memory enough?"
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 # ---------------------------------------------------------------------- input
@@ -238,43 +274,81 @@ def _fingerprint(policy: str) -> str:
     model = resolve_model(policy, made_by="grpo train")
     if not is_local(model):
         raise ModelError(f"{policy}: no such model folder; make it with `grpo train`, or give a downloaded one")
-    return digest(model_files(model))
+    return _digest(model_files(model), ModelError)
 
 
-def _scenario_files(sumocfg: Path) -> list[Path]:
-    return [sumocfg, *sumocfg.parent.glob("*.xml"), *sumocfg.parent.glob("*.xml.gz")]
+def _scenario_digest(sumocfg: Path) -> str:
+    """What a configuration and the files that it names hold, wherever they lie; what SUMO would write is no input."""
+    try:
+        options = read_options(sumocfg)
+        named = [Path(file) for name in FILES for file in options.files(name)]
+    except ScenarioError:  # its episodes will say why
+        named = []
+    return _digest([sumocfg, *filter(Path.is_file, named)], ScenarioError)
+
+
+def _digest(files: Sequence[Path], refusal: type[GrpoError]) -> str:
+    try:
+        return digest(files)
+    except OSError as error:
+        raise refusal(
+            f"{error.filename}: cannot be read ({error.strerror}); give other files, or the right to"
+        ) from None
+
+
+def _check_models(names: Sequence[str]) -> None:
+    """Load every model once, in another process; raises :class:`ModelError` for the first that cannot be."""
+    loads = run_isolated(
+        _load, [(name,) for name in names], max_workers=1, timeout_s=_LOADING_S, environment=_ENVIRONMENT
+    )
+    with closing(loads):
+        for index, _, error in loads:
+            if error is not None:
+                late = f"took longer than {_LOADING_S:g} s"
+                said = late if isinstance(error, TimeoutError) else _cause(error)
+                raise ModelError(said if isinstance(error, GrpoError) else f"{names[index]}: cannot be loaded ({said})")
+
+
+def _load(name: str) -> None:
+    _language_model(name)
 
 
 # ---------------------------------------------------------------------- output
 
 
-def _append_episode(path: Path, episode: EpisodeResult) -> None:
+_EPISODE = TypeAdapter(EpisodeResult)
+
+
+def _line(episode: EpisodeResult) -> str:
+    """An episode as it is kept: a checksum and JSON."""
+    text = _EPISODE.dump_json(episode)
+    return f"{crc32(text):08x} {text.decode()}\n"
+
+
+def _append(path: Path, episode: EpisodeResult) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(episode), ensure_ascii=False) + "\n")
+            file.write(_line(episode))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None
 
 
 def _read_kept(path: Path) -> dict[EpisodeKey, EpisodeResult]:
-    """The episodes of an interrupted run that worked; the failed ones are tried again."""
+    """The episodes of an interrupted run that worked; failed ones and damaged lines are played again."""
     kept = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            episode = EpisodeResult(**json.loads(line))
-        except (ValueError, TypeError):
-            continue  # the line at which the run was killed
-        if episode.error is None:
-            kept[episode.policy, episode.scenario, episode.seed] = episode
-    return kept
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        checksum, _, text = line.partition(b" ")
+        if checksum == b"%08x" % crc32(text):
+            with suppress(ValueError):  # of another version of this program
+                episode = _EPISODE.validate_json(text)
+                kept[_key(episode)] = episode
+    return {key: episode for key, episode in kept.items() if episode.error is None}
 
 
 def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Sequence[Summary]) -> None:
     from .episodes.chart import draw_chart
 
-    write_json(
-        output / "evaluation.json", {"episodes": [asdict(episode) for episode in episodes], "summary": list(summary)}
-    )
+    write_json(output / "evaluation.json", {"episodes": [*map(flat, episodes)], "summary": list(summary)})
     write_csv(output / "evaluation.csv", episodes)
     draw_chart(output / "evaluation.png", episodes, summary)
 
@@ -283,10 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(EvaluationConfig, argv, description=(__doc__ or "").splitlines()[0])
     episodes, summary = evaluate(config)
-    from rich.console import Console
-
-    # Off a terminal rich takes 80 columns and would cut the tables.
-    print_report(Console() if sys.stdout.isatty() else Console(width=160), summary)
+    print(report_text(summary, width=terminal_width()))
     print_failures(episodes)
     for line in own_fault_lines(episodes):
         print(f"note: {line}", file=sys.stderr)
@@ -295,20 +366,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def exit_code(episodes: Iterable[EpisodeResult]) -> int:
-    """2 where a policy has no result on some scenario, as where the scenario is refused; else 0."""
-    worked: dict[tuple[str, str], bool] = {}
-    for episode in episodes:
-        key = episode.policy, episode.scenario
-        worked[key] = worked.get(key, False) or episode.error is None
-    return 0 if all(worked.values()) else 2
+    """3 where an episode failed: the results are not all that was asked for; else 0."""
+    return 3 if any(episode.error is not None for episode in episodes) else 0
 
 
-def print_failures(episodes: Iterable[EpisodeResult]) -> None:
+def print_failures(episodes: Sequence[EpisodeResult]) -> None:
     """One line on stderr for each episode that failed."""
-    for episode in episodes:
-        if episode.error is not None:
-            where = f"{episode.policy} on {episode.scenario}, seed {episode.seed}"
-            print(f"failed: {where}: {episode.error}", file=sys.stderr)
+    failed = [episode for episode in episodes if episode.error is not None]
+    for episode in failed:
+        where = f"{episode.policy} on {episode.scenario}, seed {episode.seed}"
+        print(f"failed: {where}: {episode.error}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(episodes)} episodes failed; the same command tries them again", file=sys.stderr)
 
 
 if __name__ == "__main__":

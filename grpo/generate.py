@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -22,10 +21,10 @@ from .policies.language_model import light_policy
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.command_line import parse_config
 from .system.console import progress_bar
-from .system.errors import DataError, GrpoError, SimulatorCrash, UnreliableError
+from .system.errors import DataError, GrpoError, SimulatorCrash, UnreliableError, one_line
 from .system.files import MANIFEST, claim_output, write_json_list, write_manifest
 from .system.forks import CHEAP_FORKS
-from .system.workers import run_isolated, usable_workers
+from .system.workers import WorkerDied, cause_of_death, run_isolated, usable_workers
 
 DATASET = "grpo_dataset.json"
 FREE_ON_RESUME = (
@@ -148,10 +147,9 @@ def _processes(
 
 
 def _cause(error: BaseException) -> str:
-    code = getattr(error, "exitcode", None)
-    if isinstance(code, int) and code < 0:
-        return f"its process died of {signal.Signals(-code).name}"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, WorkerDied) and error.exitcode is not None:
+        return f"its process {cause_of_death(error.exitcode)}"
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def _join(config: GRPOConfig, runs: Sequence[LabelRun], every_run: Sequence[LabelRun]) -> int:

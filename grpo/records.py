@@ -288,35 +288,49 @@ def hold_out(
 
 
 @dataclass(frozen=True, slots=True)
+class TripMeasures:
+    """The traffic measures of one episode (``episodes/tripinfo.py`` says where each comes from)."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
+
+    avg_delay_s: float
+    """(sum of timeLoss + departDelay) / vehicles, unfinished and never-inserted ones included: RESCO's definition."""
+    avg_travel_time_s: float
+    """From the scheduled departure to the arrival, or to the end of the run."""
+    avg_waiting_s: float
+    """Standing on the road (below 0.1 m/s) or waiting to enter it."""
+    avg_queue_veh: float
+    """Standing vehicles on the road, mean over the simulated seconds."""
+    throughput_veh: int
+    """Vehicles that arrived."""
+    not_inserted_veh: int
+    """Due vehicles that had found no room to enter by the end."""
+    stops: int
+    teleports: int
+    emergency_brakings: int
+    jammed: bool
+    """Somebody stood, or could not enter, for five minutes without a break (``tripinfo.JAM_S``)."""
+    people: int
+    """People who set out."""
+    avg_people_waiting_s: float
+    """Standing on foot, mean over them."""
+    own_signal_faults: int
+    """Changes from green to red without yellow that the network's own programs made, where they ran."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpisodeResult:
-    """One closed-loop episode: one policy on one scenario with one seed. ``None`` where it failed."""
+    """One closed-loop episode: one policy on one scenario with one seed. It has measures or an error."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
 
     policy: str
     scenario: str
     seed: int
-    avg_delay_s: float | None
-    """Mean of timeLoss + departDelay over all vehicles, unfinished and never-inserted ones included (RESCO)."""
-    avg_travel_time_s: float | None
-    """From the scheduled departure to the arrival, or to the end of the run."""
-    avg_waiting_s: float | None
-    """Standing on the road and waiting to be inserted."""
-    avg_queue_veh: float | None
-    """Standing vehicles on the road, mean over the seconds of the run."""
-    throughput_veh: int | None
-    not_inserted_veh: int | None
-    """Due vehicles that had found no room to enter by the end."""
-    stops: int | None
-    teleports: int | None
-    emergency_brakings: int | None
-    gridlocked: bool | None
-    decisions: int | None
-    decision_ms_p50: float | None
-    decision_ms_p99: float | None
-    people: int | None = None
-    """People who set out."""
-    avg_people_waiting_s: float | None = None
-    """Standing on foot, mean over them."""
-    own_signal_faults: int | None = None
-    """Changes from green to red without yellow that the network's own programs made, where they ran."""
+    measures: TripMeasures | None = None
+    decisions: int | None = None
+    decision_ms_p50: float | None = None
+    """Real time of a batch: the decisions of all lights that are due in one second."""
+    decision_ms_p99: float | None = None
     error: str | None = None
     """Why the episode failed, one line."""

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from .config import RunSettings
 from .system.command_line import parse_config
 from .system.console import progress_bar
-from .system.files import claim_output, write_manifest, write_text
+from .system.files import claim_output, temporary_folder, write_manifest, write_text
 from .system.settings import STRICT
 
 
@@ -68,7 +68,7 @@ def generate_suite(config: ScenarioSuiteConfig) -> None:
     claim_output(folder, config.to_dict(), if_finished=config.if_finished)
     entries = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     scenarios = []
-    with progress_bar("scenarios", total=len(entries)) as finished:
+    with progress_bar("scenarios", total=len(entries)) as finished, temporary_folder(folder):
         for split, index in entries:
             scenarios.append(_write_scenario(folder, split, index, config))
             finished(scenarios[-1]["name"])

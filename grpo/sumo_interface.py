@@ -22,7 +22,7 @@ from .simulator.network import close_sumo, read_network, reseed_lanes, start_sum
 from .simulator.network_file import read_network_files
 from .simulator.signals import PROGRAM_ID, SignalSettings, programs_xml
 from .simulator.webster import webster_plans
-from .system.errors import ScenarioError
+from .system.errors import ScenarioError, one_line
 
 ProgramKind = Literal["controlled", "own", "actuated", "actuated_delay", "webster"]
 _DIRECTION = 6  # place of a link's direction in what libsumo tells of it
@@ -116,7 +116,7 @@ class TrafficSimulation:
                 self.events.note_step()
                 self._note_lights(self.time + number * self.network.step_s)
         except (self._sumo.TraCIException, self._sumo.FatalTraCIError) as error:
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise ScenarioError(f"{self.sumocfg}: SUMO stopped at {time_text(self.time)} s: {said}") from None
         self.time += 1.0
         if self.events.departed or self.events.arrived:
@@ -286,6 +286,11 @@ class TrafficSimulation:
     def standing_people(self) -> int:
         """People on foot who stand at this moment."""
         return standing_people(self._sumo)
+
+    def longest_standing_s(self) -> float:
+        """The longest time that a vehicle on the road has now been standing; planned stops do not count."""
+        vehicles = self._sumo.vehicle
+        return max(map(vehicles.getWaitingTime, vehicles.getIDList()), default=0.0)
 
     def waiting_vehicles(self) -> frozenset[str]:
         """Vehicles that are due and have found no room to enter."""

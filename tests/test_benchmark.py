@@ -12,7 +12,7 @@ from networks import make_cross, make_pair
 from test_report import MODEL, episode, episodes_of
 
 from grpo.__main__ import main
-from grpo.benchmark import MOST_SINGLE, BenchmarkConfig, judge, judge_all, make_groups, markdown
+from grpo.benchmark import MOST_SINGLE, BenchmarkConfig, NetworkGroup, judge, judge_all, make_groups, markdown
 from grpo.evaluation import EvaluationConfig
 from grpo.policies.rules import BASELINES, ROLLOUT
 from grpo.records import EpisodeResult
@@ -37,89 +37,118 @@ def seeds(scenario: str, **delays: list[float]) -> list[EpisodeResult]:
 # ---------------------------------------------------------------------- what is judged together
 
 
-def test_each_network_is_a_part_and_a_large_folder_is_one(tmp_path: Path) -> None:
-    split = networks(tmp_path / "test", *(f"t{i}" for i in range(MOST_SINGLE + 1)))
+def test_each_network_is_a_group_and_a_large_folder_is_one(tmp_path: Path) -> None:
+    split = networks(tmp_path / "test", *(f"t{i}" for i in range(7)))
     cities = networks(tmp_path / "cities", "alpha", "beta")
-    runs = [e for i in range(5) for e in seeds(f"t{i}", webster=[30 + i, 32 + i], model=[20.0, 21.0])]
-    runs += seeds("alpha", webster=[40, 41], model=[50, 50]) + seeds("beta", webster=[9, 9], model=[8, 7])
-    groups = make_groups([split, cities], runs, seed=1)
-    assert [group.title for group in groups] == ["test (5 networks)", "alpha", "beta"]
-    assert groups[0].entries["webster"]["avg_delay_s"]["mean"] == pytest.approx(33)
-    assert groups[0].entries["webster"]["n"] == 10
-    assert groups[0].entries[MODEL]["delay_difference_s"]["webster"]["resampled"] == "scenarios"
-    assert groups[1].entries[MODEL]["delay_difference_s"]["webster"]["resampled"] == "seeds"
-    assert [verdict.passed for verdict in judge_all(groups)] == [True, False, True]
+    runs = [e for i in range(7) for e in seeds(f"t{i}", webster=[30 + i, 32 + i], model=[20.0, 21.0])]
+    runs += seeds("alpha", webster=[40] * 6, model=[50] * 6) + seeds("beta", webster=[9] * 6, model=[8] * 6)
+    groups = make_groups([split, cities], runs)
+    assert MOST_SINGLE < 7
+    assert [group.title for group in groups] == ["test (7 networks)", "alpha", "beta"]
+    assert groups[0].entries["webster"]["avg_delay_s"]["mean"] == pytest.approx(34)
+    assert groups[0].entries["webster"]["n"] == 14
+    differences = [group.entries[MODEL]["delay_difference_s"]["webster"] for group in groups]
+    assert [(found["n"], found["unit"]) for found in differences] == [(7, "networks"), (6, "seeds"), (6, "seeds")]
+    assert [verdict.below_all for verdict in judge_all(groups)] == ["yes", "no", "yes"]
 
 
 def test_a_network_given_twice_is_judged_once(tmp_path: Path) -> None:
     cities = networks(tmp_path / "cities", "alpha", "beta")
     runs = seeds("alpha", webster=[40.0]) + seeds("beta", webster=[9.0])
-    groups = make_groups([f"{cities}/alpha.sumocfg", cities], runs, seed=1)
+    groups = make_groups([f"{cities}/alpha.sumocfg", cities], runs)
     assert [group.title for group in groups] == ["alpha", "beta"]
 
 
 # ---------------------------------------------------------------------- verdicts
 
 
-def part_of(tmp_path: Path, runs: list[EpisodeResult]):
-    (group,) = make_groups([networks(tmp_path / "one", "a")], runs, seed=1)
+def group_of(tmp_path: Path, runs: list[EpisodeResult]) -> NetworkGroup:
+    (group,) = make_groups([networks(tmp_path / "one", "a")], runs)
     return group
 
 
-WON = {"fixed_time": [40, 41, 42], "webster": [30, 31, 33], ROLLOUT: [10, 10, 10], "model": [20, 21, 22]}
+def rising(start: float) -> list[float]:
+    return [start + i for i in range(6)]
+
+
+WON = {"fixed_time": rising(40), "webster": rising(30), ROLLOUT: rising(10), "model": rising(20)}
 
 
 def test_a_model_wins_against_rules_though_rollout_is_better(tmp_path: Path) -> None:
-    verdict = judge(part_of(tmp_path, seeds("a", **WON)), MODEL)
-    assert verdict is not None and verdict.passed
-    assert (verdict.strongest_rule, verdict.not_beaten) == ("webster", [])
-    assert verdict.difference_s == pytest.approx(21 - 94 / 3, abs=1e-3)
-    assert verdict.interval_95 is not None and verdict.interval_95[1] < 0
+    verdict = judge(group_of(tmp_path, seeds("a", **WON)), MODEL)
+    assert verdict is not None and verdict.below_all == "yes"
+    assert (verdict.strongest_rule, verdict.difference_s, verdict.n) == ("webster", -10, 6)
+    assert verdict.against == {"fixed_time": "lower delay", "webster": "lower delay"}
+    assert verdict.interval_95 == [-10, -10]
 
 
 @pytest.mark.parametrize(
-    ("change", "not_beaten"),
+    ("change", "answer"),
     [
-        ({"webster": [20, 21, 22.5]}, ["webster"]),
-        ({"sotl": [5, 6, 7], "webster": [19, 22, 22]}, ["webster", "sotl"]),
-        ({"model": [20.0]}, ["fixed_time", "webster"]),
+        ({"webster": [20, 21, 22, 23, 24, 99]}, "not clear: not clear against webster"),
+        ({"sotl": rising(5), "webster": [9, 31, 32, 33, 34, 35]}, "no: above sotl; not clear against webster"),
+        ({"model": [1.0]}, "not clear: too few pairs against fixed_time, webster"),
+        ({"model": rising(21), "webster": rising(20)}, "no: above webster"),
     ],
-    ids=["not clear", "worse", "one seed"],
+    ids=["not clear", "worse", "one seed", "a little above, always"],
 )
-def test_a_rule_that_is_not_clearly_above_is_named(change, not_beaten, tmp_path: Path) -> None:
-    verdict = judge(part_of(tmp_path, seeds("a", **WON | change)), MODEL)
-    assert verdict is not None
-    assert (verdict.passed, verdict.not_beaten) == (False, not_beaten)
+def test_the_answer_tells_above_from_not_clear(change, answer, tmp_path: Path) -> None:
+    runs = seeds("a", **WON | change)
+    group = group_of(tmp_path, runs)
+    verdict = judge(group, MODEL)
+    assert verdict is not None and verdict.below_all == answer.partition(":")[0]
+    text = markdown([group], [verdict], runs)
+    assert f"| {answer} |" in text
+    assert "Is the model below every rule-based baseline?" in text, "a question, whatever came out"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
-        ({"gridlocked": True}, "1 gridlocked"),
-        ({"emergency_brakings": 1}, "more emergency brakings"),
-        ({"error": "SUMO stopped", "avg_delay_s": None, "emergency_brakings": None}, "1 failed"),
-    ],
-    ids=["gridlock", "braking", "failure"],
+    [({"jammed": True}, "1 jammed"), ({"emergency_brakings": 1}, "more emergency brakings"), (None, "1 failed")],
+    ids=["jam", "braking", "failure"],
 )
-def test_one_bad_episode_of_the_model_loses_the_part(change, words, tmp_path: Path) -> None:
-    runs = [replace(e, **change) if (e.policy, e.seed) == (MODEL, 3) else e for e in seeds("a", **WON)]
-    group = part_of(tmp_path, runs)
+def test_one_bad_episode_of_the_model_loses_the_group(change, words, tmp_path: Path) -> None:
+    delays = WON | {name: [*WON[name], WON[name][-1] + 1] for name in WON}
+    runs = [
+        episode(MODEL, "a", 3, e.measures.avg_delay_s if change else None, **change or {})
+        if e.measures and (e.policy, e.seed) == (MODEL, 3)
+        else e
+        for e in seeds("a", **delays)
+    ]
+    group = group_of(tmp_path, runs)
     verdict = judge(group, MODEL)
-    assert verdict is not None and not verdict.passed
+    assert verdict is not None and verdict.below_all == "no"
     assert f"no: {words} |" in markdown([group], [verdict], runs)
+
+
+def test_a_jam_under_every_rule_too_is_the_traffics(tmp_path: Path) -> None:
+    runs = [replace(e, measures=replace(e.measures, jammed=True)) if e.seed == 3 else e for e in seeds("a", **WON)]
+    verdict = judge(group_of(tmp_path, runs), MODEL)
+    assert verdict is not None and (verdict.below_all, verdict.jammed) == ("yes", 1)
 
 
 def test_without_rules_there_is_no_verdict(tmp_path: Path) -> None:
     runs = seeds("a", rollout=[10, 11], model=[20, 21])
-    group = part_of(tmp_path, runs)
+    group = group_of(tmp_path, runs)
     assert judge_all([group]) == []
     assert "| rollout | 10.5" in markdown([group], [], runs)
 
 
-def test_baselines_that_failed_count_as_not_beaten(tmp_path: Path) -> None:
-    runs = [*seeds("a", **WON), *(episode("sotl", "a", seed, None) for seed in (1, 2, 3))]
-    verdict = judge(part_of(tmp_path, runs), MODEL)
-    assert verdict is not None and verdict.not_beaten == ["sotl"]
+def test_a_rule_without_a_result_leaves_the_answer_open(tmp_path: Path) -> None:
+    runs = [*seeds("a", **WON), *(episode("sotl", "a", seed, None) for seed in range(1, 7))]
+    verdict = judge(group_of(tmp_path, runs), MODEL)
+    assert verdict is not None
+    assert (verdict.below_all, verdict.against["sotl"]) == ("not clear", "no result")
+
+
+def test_a_group_in_which_every_episode_failed_has_a_verdict_that_says_so(tmp_path: Path) -> None:
+    runs = [episode(policy, "a", seed, None) for policy in ("webster", MODEL) for seed in (1, 2)]
+    group = group_of(tmp_path, runs)
+    (verdict,) = judge_all([group])
+    assert (verdict.below_all, verdict.failed, verdict.avg_delay_s) == ("no", 2, None)
+    assert "| a | grpo_model | - | - | - | 0 | no: no result against webster; 2 failed |" in markdown(
+        [group], [verdict], runs
+    )
 
 
 # ---------------------------------------------------------------------- the command

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from networks import make_cross, make_pair
 
-from grpo.check import main
-from grpo.episodes.preflight import examine
+from grpo.check import main, print_report
+from grpo.episodes.preflight import LightReport, Report, examine
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
 
@@ -36,6 +36,19 @@ def test_check_tells_what_will_be_controlled_what_it_costs_and_what_comes_next(t
     next_command = out.splitlines()[-1]
     assert next_command.startswith("next: grpo evaluate --scenarios ")
     assert str(sumocfg) in shlex.split(next_command), "quoted, so that it can be pasted"
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_no_id_and_no_number_is_cut(columns, monkeypatch, capsys):
+    ids = ["GS_cluster_357187_359543_cluster_1098574052_1098574061_247379905", "[b]北京[/b]", "C"]
+    lights = tuple(
+        LightReport(name, True, None, "0", "static", 6, ("5-60", "12-45", "5-60"), asked=True, notes=()) for name in ids
+    )
+    monkeypatch.setattr("grpo.check.terminal_width", lambda: columns)
+    print_report(Report("a.sumocfg", begin=0, end=60, step_length=1, lights=lights))
+    out = capsys.readouterr().out
+    assert all(name in out for name in ids) and out.count("5-60 12-45 5-60") == 3 and "…" not in out
+    assert max(map(len, out.splitlines())) <= columns
 
 
 def test_programs_read_the_same_as_json(tmp_path, capsys):

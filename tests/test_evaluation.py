@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,22 +19,23 @@ from xml.etree import ElementTree
 
 import pytest
 from networks import make_cross, make_pair
+from processes import eventually, naming
+from test_report import episode as made_up
 
 from grpo import evaluation
 from grpo.__main__ import main
 from grpo.episodes import episode
 from grpo.episodes.episode import EpisodeSpec, run_episode
-from grpo.episodes.report import MEASURES
-from grpo.episodes.tripinfo import TripMeasures
-from grpo.evaluation import EvaluationConfig
+from grpo.evaluation import EpisodeKey, EvaluationConfig
 from grpo.labels.counterfactual import RolloutSpec
 from grpo.models.folder import SHIPPED
 from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
-from grpo.records import Action, Decision, EpisodeResult, Observation
+from grpo.records import Action, Decision, EpisodeResult, Observation, TripMeasures
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
-from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError
+from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError, SimulatorCrash
 from grpo.system.forks import in_fork
+from grpo.system.workers import WorkerDied
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 
@@ -94,7 +101,7 @@ def test_the_folder_is_finished_and_holds_table_and_chart(finished: Path) -> Non
         "evaluation.json", "evaluation.csv", "evaluation.png", "manifest.json", "run.json"
     }  # fmt: skip
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert (manifest["stage"], manifest["episodes"], manifest["failed"]) == ("evaluate", 16, 0)
+    assert (manifest["stage"], manifest["episodes"]) == ("evaluate", 16)
     assert set(manifest["inputs"]) == {"cross", "pair"}
 
 
@@ -121,13 +128,27 @@ def test_a_broken_scenario_costs_only_its_own_episodes(scenarios: Path, tmp_path
     (tmp_path / "broken" / "broken.rou.xml").write_text('<routes><vehicle id="v" depart="0"><route edges="XY"/>')
     good = scenarios / "cross" / "cross.sumocfg"
     flags = ("--scenarios", broken, "--policy", "fixed_time", "max_pressure", "--seeds", 1)
-    assert evaluate(good, tmp_path / "out", *flags) == 2, "the broken one has no result"
+    assert evaluate(good, tmp_path / "out", *flags) == 3, "the broken one has no result"
     errors = {(e["scenario"], e["policy"]): e["error"] for e in read(tmp_path / "out")["episodes"]}
     assert errors["cross", "fixed_time"] is errors["cross", "max_pressure"] is None
     assert "SUMO does not start" in errors["broken", "fixed_time"]
-    assert "failed: max_pressure on broken, seed 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "failed: max_pressure on broken, seed 1" in said
+    assert "2 of 4 episodes failed; the same command tries them again" in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
     failed = [e for e in read(tmp_path / "out")["summary"] if e["scenario"] == "broken"]
     assert all(e["failed"] == 1 and e["avg_delay_s"]["mean"] is None for e in failed)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    def refuse(files: Sequence[Path]) -> str:
+        raise PermissionError(13, "Permission denied", str(next(iter(files))))
+
+    monkeypatch.setattr(evaluation, "digest", refuse)
+    sumocfg = make_cross(tmp_path / "cross", duration=60)
+    assert evaluate(sumocfg, tmp_path / "out", "--policy", "fixed_time") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {sumocfg}: cannot be read (Permission denied)")
 
 
 def test_where_every_episode_fails_sumos_message_is_shown(tmp_path: Path, capsys) -> None:
@@ -199,6 +220,16 @@ def test_bad_input_is_one_line_and_writes_nothing(flags, said, scenarios, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("lost", ["tokenizer.json", "model.safetensors"])
+def test_a_model_that_cannot_be_loaded_is_found_before_anything_is_simulated(lost, scenarios, tmp_path, capsys) -> None:
+    shutil.copytree(SHIPPED["base"], tmp_path / "model")
+    (tmp_path / "model" / lost).unlink()
+    assert evaluate(scenarios, tmp_path / "out", "--policy", "fixed_time", tmp_path / "model") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path / "model") in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["cross", "pair"])
 def test_every_baseline_drives(name, scenarios: Path, tmp_path: Path) -> None:
     assert evaluate(scenarios / name, tmp_path / "out", "--policy", *BASELINES, "--seeds", 1) == 0
@@ -212,16 +243,15 @@ def test_every_baseline_drives(name, scenarios: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- with a stand-in for the workers
 
 
-def result(key: tuple[str, str, int], delay: float) -> EpisodeResult:
-    numbers: dict[str, Any] = dict.fromkeys(MEASURES, 1.0)
-    return EpisodeResult(*key, **numbers | {"avg_delay_s": delay}, gridlocked=False)
+def result(key: EpisodeKey, delay: float) -> EpisodeResult:
+    return replace(made_up(*key, delay), decision_ms_p50=0.5)
 
 
 class Workers:
     """Stands in for ``run_isolated``; what each call gives is told by ``outcome``, and calls are counted."""
 
     def __init__(self, stop_after: int | None = None, error: dict[str, BaseException] | None = None) -> None:
-        self.ran: list[tuple[str, str, int]] = []
+        self.ran: list[EpisodeKey] = []
         self._stop_after = stop_after
         self._error = error or {}
 
@@ -248,13 +278,45 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(config, monkeypa
         evaluation.evaluate(config)
     kept = Path(config.output_dir) / "episodes.jsonl"
     kept.write_text(kept.read_text() + '{"policy": "ran')  # killed in the middle of a line
-    second = Workers()
+    second = Workers(stop_after=1)
     monkeypatch.setattr(evaluation, "run_isolated", second)
-    episodes, _ = evaluation.evaluate(replace(config, max_workers=1))
-    assert len(second.ran) == 5
-    assert not set(first.ran) & set(second.ran)
-    assert [e.avg_delay_s for e in episodes] == [11.0, 12.0] * 4
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(replace(config, max_workers=1))
+    third = Workers()
+    monkeypatch.setattr(evaluation, "run_isolated", third)
+    episodes, _ = evaluation.evaluate(config)
+    assert (len(first.ran), len(second.ran), len(third.ran)) == (3, 1, 4), "nothing is lost with the torn line"
+    assert len({*first.ran, *second.ran, *third.ran}) == 8
+    assert [e.measures.avg_delay_s for e in episodes] == [11.0, 12.0] * 4
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b"11.0", b"12.0"),
+        lambda line: line.replace(b"11.0", b"NaN"),
+        lambda line: line.replace(b'"random"', b'["random"]'),
+        lambda line: line[:40] + bytes([line[40] ^ 128]) + line[41:],
+        lambda line: line[: len(line) // 2],
+        lambda line: b"[" * 100_000,
+        lambda line: b"",
+    ],
+    ids=["a digit", "no number", "type", "bit", "cut", "deep", "empty"],
+)
+def test_an_episode_whose_line_is_damaged_is_played_again(damage, config, monkeypatch) -> None:
+    config = replace(config, policy=["random"])
+    monkeypatch.setattr(evaluation, "run_isolated", Workers(stop_after=2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(config)
+    kept = Path(config.output_dir) / "episodes.jsonl"
+    first, second = kept.read_bytes().splitlines()
+    kept.write_bytes(damage(first) + b"\n" + second + b"\n")
+    again = Workers()
+    monkeypatch.setattr(evaluation, "run_isolated", again)
+    episodes, _ = evaluation.evaluate(config)
+    assert sorted(again.ran) == [("random", "cross", 1), ("random", "pair", 1), ("random", "pair", 2)]
+    assert [e.measures.avg_delay_s for e in episodes] == [11.0, 12.0] * 2
 
 
 def test_other_settings_or_other_inputs_do_not_go_on(config, monkeypatch, tmp_path) -> None:
@@ -270,16 +332,74 @@ def test_other_settings_or_other_inputs_do_not_go_on(config, monkeypatch, tmp_pa
     assert (tmp_path / "out.1").is_dir()
 
 
-def test_failed_episodes_are_tried_again(config, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "run_isolated", Workers(6, {"fixed_time": TimeoutError()}))
+def away(folder: Path) -> tuple[Path, Path]:
+    """A scenario whose demand lies in another folder, and which lets SUMO write beside it."""
+    sumocfg = make_cross(folder / "mine", duration=60)
+    demand = folder / "demand" / "other.rou.xml"
+    demand.parent.mkdir()
+    sumocfg.with_name("cross.rou.xml").rename(demand)
+    text = sumocfg.read_text().replace('"cross.rou.xml"', '"../demand/other.rou.xml"')
+    sumocfg.write_text(text.replace("</input>", '</input><output><summary-output value="seen.xml"/></output>'))
+    return sumocfg, demand
+
+
+@pytest.mark.parametrize(("changed", "played"), [("demand", 4), ("output", 2), ("nothing", 2)])
+def test_what_the_configuration_names_is_the_input_wherever_it_lies(changed, played, config, monkeypatch, tmp_path):
+    sumocfg, demand = away(tmp_path)
+    config = replace(config, scenarios=[str(sumocfg)])
+    monkeypatch.setattr(evaluation, "run_isolated", Workers(stop_after=2))
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate(config)
+    if changed == "demand":
+        demand.write_text(demand.read_text() + "<!-- changed -->")
+    elif changed == "output":
+        sumocfg.with_name("seen.xml").write_text("<summary/>")
     again = Workers()
     monkeypatch.setattr(evaluation, "run_isolated", again)
     evaluation.evaluate(config)
+    assert len(again.ran) == played
+
+
+@pytest.mark.parametrize("stop_after", [6, None], ids=["interrupted", "to the end"])
+def test_failed_episodes_are_tried_again_by_the_same_command(stop_after, config, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "run_isolated", Workers(stop_after, {"fixed_time": TimeoutError()}))
+    with contextlib.suppress(KeyboardInterrupt):
+        evaluation.evaluate(config)
+    again = Workers()
+    monkeypatch.setattr(evaluation, "run_isolated", again)
+    episodes, _ = evaluation.evaluate(config)
     assert [key for key in again.ran if key[0] == "fixed_time"] == [
         ("fixed_time", scenario, seed) for scenario in ("cross", "pair") for seed in (1, 2)
     ]
+    assert len(again.ran) == (6 if stop_after else 4)
+    assert all(e.error is None for e in episodes)
+    assert (Path(config.output_dir) / "manifest.json").exists()
+
+
+class Dying(Workers):
+    """Every episode's process dies the first ``times``."""
+
+    def __init__(self, times: int, error: BaseException) -> None:
+        super().__init__()
+        self._times, self._death = times, error
+
+    def __call__(self, function: Any, calls: list, **_: Any) -> Iterator[tuple[int, Any, BaseException | None]]:
+        for index, value, _ in super().__call__(function, calls):
+            dies = self.ran.count(calls[index][1]) <= self._times
+            yield index, None if dies else value, self._death if dies else None
+
+
+@pytest.mark.parametrize("death", [WorkerDied("lost", -9), SimulatorCrash("SUMO crashed")])
+def test_an_episode_whose_process_dies_is_tried_once_more(death: BaseException, config, monkeypatch) -> None:
+    workers = Dying(1, death)
+    monkeypatch.setattr(evaluation, "run_isolated", workers)
+    episodes, _ = evaluation.evaluate(config)
+    assert len(workers.ran) == 2 * len(episodes)
+    assert all(e.error is None for e in episodes)
+    again = replace(config, output_dir=config.output_dir + "2")
+    monkeypatch.setattr(evaluation, "run_isolated", Dying(2, death))
+    with pytest.raises(ScenarioError, match="every episode failed"):
+        evaluation.evaluate(again)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +408,7 @@ def test_failed_episodes_are_tried_again(config, monkeypatch) -> None:
         (ScenarioError("net.xml: bad"), "net.xml: bad"),
         (TimeoutError(), "did not answer in time"),
         (RuntimeError("two\nlines"), "RuntimeError: two lines"),
+        (WorkerDied("died", -9), "the policy's process died of SIGKILL; was there memory enough?"),
     ],
 )
 def test_why_an_episode_failed_is_one_line(error, text, config, monkeypatch) -> None:
@@ -295,7 +416,7 @@ def test_why_an_episode_failed_is_one_line(error, text, config, monkeypatch) -> 
     episodes, summary = evaluation.evaluate(config)
     failed = [e for e in episodes if e.error is not None]
     assert {e.policy for e in failed} == {"random"}
-    assert all(text in e.error and "\n" not in e.error and e.avg_delay_s is None for e in failed)
+    assert all(text in e.error and "\n" not in e.error and e.measures is None for e in failed)
     assert next(e for e in summary if (e["scenario"], e["policy"]) == ("all", "random"))["failed"] == 4
 
 
@@ -323,6 +444,8 @@ def cross_episode(scenarios: Path) -> EpisodeSpec:
 
 class Stubborn:
     """Notes what it is asked; always extends, or fails."""
+
+    fallbacks = 0
 
     def __init__(self, error: Exception | None = None) -> None:
         self.batches: list[list[Observation]] = []
@@ -360,8 +483,8 @@ def test_a_policy_that_fails_is_not_blamed_on_the_simulation(cross_episode: Epis
 @pytest.mark.parametrize(
     ("script", "timeout_s", "said"),
     [
-        ("kill -SEGV $$", 60, "died (SIGSEGV): see whether `sumo -c"),
-        ("echo 'out of luck' >&2; exit 3", 60, "died (exit code 3): out of luck"),
+        ("kill -SEGV $$", 60, "the simulation's process died of SIGSEGV: see whether `sumo -c"),
+        ("echo 'out of luck' >&2; exit 3", 60, "the simulation's process ended with exit code 3: out of luck"),
         ("exec sleep 60", 0.5, "took longer than 0.5 s; raise episode_timeout_seconds"),
     ],
     ids=["crash", "exit", "hang"],
@@ -438,6 +561,29 @@ def test_a_run_that_forks_is_the_run_that_takes_the_same_decisions(scenarios: Pa
     trips = [ElementTree.parse(folder / "scu-tsc-tripinfo.xml").getroot() for folder in folders]
     assert len(trips[0]) > 20
     assert ElementTree.tostring(trips[0]) == ElementTree.tostring(trips[1])
+
+
+# ---------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=lambda end: end.name)
+def test_a_run_that_is_ended_leaves_nothing_outside_its_folder(end: signal.Signals, scenarios, tmp_path: Path) -> None:
+    tmp, output = tmp_path / "tmp", tmp_path / "out"
+    tmp.mkdir()
+    command = [sys.executable, "-m", "grpo", "evaluate", str(scenarios), "--output-dir", str(output)]
+    command += ["--policy", "fixed_time", "webster", "--seeds", *map(str, range(20)), "--max-workers", "2"]
+    environment = os.environ | {"TMPDIR": str(tmp)}
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert eventually(lambda: list(output.glob(".tmp.*.scu-tsc/*/scu-tsc-tripinfo.xml")))
+    os.killpg(run.pid, end)
+    _, said = run.communicate(timeout=60)
+    assert eventually(lambda: not naming(output))
+    assert list(tmp.iterdir()) == []
+    assert bool(list(output.glob(".tmp.*"))) is (end == signal.SIGKILL)
+    assert "Traceback" not in said
+    flags = ("--policy", "fixed_time", "webster", "--seeds", *range(20))
+    assert evaluate(scenarios, output, *flags) == 0
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
 # ---------------------------------------------------------------------- published figures

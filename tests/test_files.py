@@ -21,7 +21,15 @@ import pytest
 
 from grpo.system import files
 from grpo.system.errors import OutputError
-from grpo.system.files import claim_output, temporary_name, write_json, write_json_list, write_manifest, write_text
+from grpo.system.files import (
+    claim_output,
+    temporary_folder,
+    temporary_name,
+    write_json,
+    write_json_list,
+    write_manifest,
+    write_text,
+)
 
 SETTINGS = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
 
@@ -468,3 +476,23 @@ def test_groups_are_written_as_one_list(tmp_path: Path, groups: list[list[object
     write_json_list(tmp_path / "groups.json", iter(groups))
     write_json(tmp_path / "list.json", [member for group in groups for member in group])
     assert (tmp_path / "groups.json").read_bytes() == (tmp_path / "list.json").read_bytes()
+
+
+def test_temporary_files_lie_below_the_output_folder_and_are_gone_whatever_happens(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(KeyboardInterrupt), temporary_folder(tmp_path) as scratch:
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(scratch)
+        with tempfile.NamedTemporaryFile() as file:
+            assert Path(file.name).parent == scratch
+        (scratch / "left").mkdir()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ["TMPDIR"] == str(tmp_path / "elsewhere")
+
+
+def test_temporary_files_that_a_killed_run_left_go_with_the_next_claim(tmp_path: Path) -> None:
+    claim_output(tmp_path / "out", {}, if_finished="stop")
+    with temporary_folder(tmp_path / "out") as scratch:
+        assert scratch.is_dir()
+        claim_output(tmp_path / "out", {}, if_finished="stop")
+        assert not scratch.exists()

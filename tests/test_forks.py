@@ -48,7 +48,7 @@ def test_a_branch_that_raises_exits_hangs_or_stops_names_the_cause():
         in_fork(fail, timeout_s=10)
     with pytest.raises(BranchError, match="SystemExit"):
         in_fork(lambda: sys.exit(3), timeout_s=10)
-    with pytest.raises(BranchError, match="exited with 4"):
+    with pytest.raises(BranchError, match="ended with exit code 4"):
         in_fork(lambda: os._exit(4), timeout_s=10)
     with pytest.raises(BranchError, match=r"deadline of 0\.2 s"):
         in_fork(lambda: time.sleep(60), timeout_s=0.2)

@@ -187,7 +187,7 @@ def test_calls_that_fail_cost_themselves_and_lost_ones_are_tried_again(nodes: No
     values = {kind: found[index] for index, kind in enumerate(kinds)}
     assert values["fine"] == ("fine", None) and values["node process"] == ("node process", None)
     assert values["data"] == (None, ["grpo.system.errors", "DataError", "rows.json: is empty; make it again"])
-    died = "the worker process died (killed by SIGSEGV)"
+    died = "the worker process died of SIGSEGV"
     assert values["crash"] == (None, ["grpo.system.workers", "WorkerDied", died])
     attempts = {kind: len((tmp_path / f"{kind}.txt").read_text().splitlines()) for kind in kinds}
     assert attempts == {"data": 1, "node process": 2, "crash": 1, "fine": 1}

@@ -19,6 +19,7 @@ from grpo.records import (
     Observation,
     Outcome,
     PhaseMetrics,
+    TripMeasures,
     advantage_of_extending,
     best_of,
     cost,
@@ -109,7 +110,7 @@ def test_reading_gives_the_records_own_types(tmp_path: Path) -> None:
     assert list(row.phase_metrics) == ["0", "2"]
 
 
-@pytest.mark.parametrize("cls", [PhaseMetrics, Observation, Outcome, GRPODataEntry, EpisodeResult])
+@pytest.mark.parametrize("cls", [PhaseMetrics, Observation, Outcome, GRPODataEntry, TripMeasures, EpisodeResult])
 def test_records_are_frozen(cls: type) -> None:
     instance = cls(*[None] * len(dataclasses.fields(cls)))
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from grpo.episodes.tripinfo import GRIDLOCK_WINDOW_S, Observed, is_gridlocked, read_measures
+from grpo.episodes.tripinfo import JAM_S, Observed, read_measures
 from grpo.system.errors import ScenarioError
 
 TRIP = (
@@ -28,34 +26,37 @@ NEVER_INSERTED = TRIP.format(
 NOT_DUE_YET = TRIP.format(
     id="d", depart="-1", depart_delay="0.00", arrival="-1.00", duration="0.00", waiting="0.00", stops=0, loss=0
 )
+KEPT_OUT = NEVER_INSERTED.replace('departDelay="40.00"', f'departDelay="{JAM_S}"')
 TRIGGERED = NEVER_INSERTED.replace('id="c"', 'id="e"')
 NOBODY = Observed(frozenset(), vehicles=0)
-STATISTICS = '<statistics><teleports total="3" jam="3"/><safety collisions="0" emergencyBraking="4"/></statistics>'
+STATISTICS = '<statistics><teleports total="{}" jam="0"/><safety collisions="0" emergencyBraking="4"/></statistics>'
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
-    def write(*trips: str, halting: tuple[int, ...] = (1, 3)) -> Path:
+    def write(*trips: str, halting: tuple[int, ...] = (1, 3), teleports: int = 0) -> Path:
         steps = "".join(
             f'<step time="{t}.00" running="5" waiting="0" halting="{h}" arrived="1"/>' for t, h in enumerate(halting)
         )
         (tmp_path / "scu-tsc-tripinfo.xml").write_text(f"<tripinfos>{''.join(trips)}</tripinfos>")
         (tmp_path / "scu-tsc-summary.xml").write_text(f"<summary>{steps}</summary>")
-        (tmp_path / "scu-tsc-statistics.xml").write_text(STATISTICS)
+        (tmp_path / "scu-tsc-statistics.xml").write_text(STATISTICS.format(teleports))
         return tmp_path
 
     return write
 
 
 def test_unfinished_and_never_inserted_vehicles_count(run: Callable[..., Path]) -> None:
-    measures = read_measures(run(ARRIVED, DRIVING, NEVER_INSERTED), Observed(frozenset({"c"}), 2, 4, 10, 3))
+    measures = read_measures(
+        run(ARRIVED, DRIVING, NEVER_INSERTED, teleports=3),
+        Observed(frozenset({"c"}), 2, people=4, people_waiting_s=10, own_signal_faults=3),
+    )
     assert measures.avg_delay_s == pytest.approx((20.5 + 2 + 9.5 + 40) / 3)
     assert measures.avg_travel_time_s == pytest.approx((50 + 2 + 30 + 40) / 3)
     assert measures.avg_waiting_s == pytest.approx((12 + 2 + 5 + 40) / 3)
     assert measures.avg_queue_veh == 2
     assert (measures.throughput_veh, measures.not_inserted_veh, measures.stops) == (1, 1, 3)
     assert (measures.teleports, measures.emergency_brakings) == (3, 4)
-    assert not measures.gridlocked
     assert (measures.people, measures.avg_people_waiting_s, measures.own_signal_faults) == (4, 2.5, 3)
 
 
@@ -96,15 +97,21 @@ def test_output_that_is_missing_or_cut_short_is_an_error(run: Callable[..., Path
 
 
 @pytest.mark.parametrize(
-    ("running", "halting", "arrivals", "gridlocked"),
-    [(20, 19, 0, True), (20, 5, 0, False), (20, 19, 1, False), (0, 0, 0, False)],
-    ids=["standing still", "still moving", "arriving", "empty road"],
+    ("observed", "trips", "jammed"),
+    [
+        (Observed(frozenset(), 1, longest_standing_s=JAM_S - 1), [ARRIVED], False),
+        (Observed(frozenset(), 1, longest_standing_s=JAM_S), [ARRIVED], True),
+        (Observed(frozenset({"c"}), 1), [ARRIVED, NEVER_INSERTED], False),
+        (Observed(frozenset({"c"}), 1), [ARRIVED, KEPT_OUT], True),
+        (Observed(frozenset(), 1), [ARRIVED, KEPT_OUT], False),
+        (Observed(frozenset(), 1), [ARRIVED.replace('departDelay="2.00"', 'departDelay="300.00"')], True),
+    ],
+    ids=["a long red", "stood", "just due", "never entered", "not due", "entered at last"],
 )
-def test_what_gridlock_is(running: int, halting: int, arrivals: int, gridlocked: bool) -> None:
-    seconds = [(float(t), running, halting, arrivals * (t // 100)) for t in range(900)]
-    assert is_gridlocked(seconds) is gridlocked
+def test_a_jam_is_somebody_who_stands_or_cannot_enter_for_five_minutes(observed, trips, jammed, run) -> None:
+    """Also where all else flows and vehicles arrive to the end."""
+    assert read_measures(run(*trips), observed).jammed is jammed
 
 
-@given(st.integers(0, int(GRIDLOCK_WINDOW_S)))
-def test_a_run_shorter_than_the_window_is_never_gridlocked(length: int) -> None:
-    assert not is_gridlocked([(float(t), 9, 9, 0) for t in range(length)])
+def test_vehicles_that_are_taken_off_the_road_because_they_were_stuck_are_a_jam(run: Callable[..., Path]) -> None:
+    assert read_measures(run(ARRIVED, teleports=1), NOBODY).jammed

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from grpo.system.errors import ConfigError, DataError
-from grpo.system.workers import WorkerDied, die_with_parent, run_isolated, usable_workers
+from grpo.system.workers import WorkerDied, cause_of_death, die_with_parent, run_isolated, usable_workers
 
 LONG_S = 600.0
 
@@ -162,13 +162,13 @@ def test_a_call_that_fails_costs_itself(fresh: bool) -> None:
     assert type(errors["config"]) is ConfigError and str(errors["config"]) == "seed: is negative\nseeds: is empty"
     assert type(errors["exit"]) is SystemExit
     ends = {
-        "segv": "killed by SIGSEGV",
-        "abort": "killed by SIGABRT",
-        "kill": "killed by SIGKILL",
-        "_exit": "exit code 3",
+        "segv": "died of SIGSEGV",
+        "abort": "died of SIGABRT",
+        "kill": "died of SIGKILL",
+        "_exit": "ended with exit code 3",
     }
     for kind, end in ends.items():
-        assert type(errors[kind]) is WorkerDied and str(errors[kind]) == f"the worker process died ({end})"
+        assert type(errors[kind]) is WorkerDied and str(errors[kind]) == f"the worker process {end}"
     assert "lambda" in str(errors["value"])
     assert str(errors["error"]) == "Odd: left and right"
 
@@ -220,6 +220,13 @@ def test_workers_killed_at_any_moment_cost_their_calls_alone(fresh: bool) -> Non
 def test_workers_of_a_worker() -> None:
     ((_, value, error),) = run_isolated(squares_of, [([1, 2, 3],)], max_workers=1, timeout_s=60)
     assert (value, error) == ([1, 4, 9], None)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(-9, "died of SIGKILL"), (-40, "died of signal 40"), (3, "ended with exit code 3")]
+)
+def test_how_a_process_ended_is_said_in_words(code: int, said: str) -> None:
+    assert cause_of_death(code) == said
 
 
 def test_no_more_workers_than_cores() -> None:

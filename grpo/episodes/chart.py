@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..policies.rules import BASELINES
 from ..records import EpisodeResult
-from ..system.errors import OutputError
+from ..system.errors import OutputError, one_line
 from ..system.files import temporary_name
-from .report import ALL, Summary, compared_policies, display_names, interval_text
+from .report import ALL, HIGHER, LOWER, Summary, compared_policies, display_names, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,22 +26,32 @@ _MOST_PANELS = 12
 """Scenarios that get a panel of their own; with more of them only the panels over all are drawn."""
 
 
+def _costs_a_warning(draw: Callable[..., None]) -> Callable[..., None]:
+    """Let the results stand where a chart of them cannot be drawn; a disk that is full is another matter."""
+
+    @functools.wraps(draw)
+    def drawn(path: Path, *args: Any) -> None:
+        try:
+            draw(path, *args)
+        except OutputError:
+            raise
+        except Exception as error:
+            said = one_line(f"{type(error).__name__}: {error}")
+            print(f"warning: {path}: the chart cannot be drawn ({said})", file=sys.stderr)
+
+    return drawn
+
+
+@_costs_a_warning
 def draw_chart(path: Path, episodes: Sequence[EpisodeResult], summary: Sequence[Summary]) -> None:
     """Draw mean delay by policy, its differences to the others, and a panel for each scenario; writes a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     total = [entry for entry in summary if entry["scenario"] == ALL]
     names = display_names([entry["policy"] for entry in total])
     scenarios = list(dict.fromkeys(episode.scenario for episode in episodes))
     shown = scenarios if 1 < len(scenarios) <= _MOST_PANELS else []
     compared = compared_policies(list(names))[-1]
     panels = 1 + (len(names) > 1) + len(shown)
-    columns = min(panels, 3 if len(shown) > 2 else 2)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * len(names))), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    figure, axes = _panels(panels, min(panels, 3 if len(shown) > 2 else 2), len(names))
     if len(scenarios) > 1:
         means = {s: {e["policy"]: e["avg_delay_s"]["mean"] for e in summary if e["scenario"] == s} for s in scenarios}
         dots = {policy: [means[s][policy] for s in scenarios] for policy in names}
@@ -51,11 +63,10 @@ def draw_chart(path: Path, episodes: Sequence[EpisodeResult], summary: Sequence[
     for axis, scenario in zip(axes[panels - len(shown) :], shown, strict=False):
         entries = [entry for entry in summary if entry["scenario"] == scenario]
         _delay_panel(axis, f"{scenario} (dots: seeds)", entries, _delays(episodes, scenario), names)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
     _save(figure, path)
 
 
+@_costs_a_warning
 def draw_groups(
     path: Path, groups: Sequence[tuple[str, Sequence[str], Mapping[str, Summary]]], episodes: Sequence[EpisodeResult]
 ) -> None:
@@ -64,15 +75,8 @@ def draw_groups(
     A part is its title, its scenarios and the summary of each policy on them. Dots are seeds where it has one
     scenario, else scenarios.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = display_names(list(groups[0][2]))
-    columns = min(len(groups), 2)
-    rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * len(names))), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    figure, axes = _panels(len(groups), min(len(groups), 2), len(names))
     for axis, (title, scenarios, entries) in zip(axes, groups, strict=False):
         by_scenario = [_delays(episodes, scenario) for scenario in scenarios]
         if len(scenarios) == 1:
@@ -82,9 +86,24 @@ def draw_groups(
         for delays, policy in product(by_scenario, names):
             means[policy] += [fmean(known)] if (known := [d for d in delays[policy] if d is not None]) else []
         _delay_panel(axis, f"{title} (dots: networks)", list(entries.values()), means, names)
-    for axis in axes[len(groups) :]:
-        axis.set_visible(False)
     _save(figure, path)
+
+
+def _panels(count: int, columns: int, bars: int) -> tuple[Figure, list[Axes]]:
+    """A figure and its ``count`` panels of ``bars`` rows each."""
+    backend = os.environ.pop("MPLBACKEND", None)  # a notebook sets one that need not be installed here
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        os.environ |= {} if backend is None else {"MPLBACKEND": backend}
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.9 * columns + 0.8, rows * (1.5 + 0.36 * bars)), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -100,7 +119,7 @@ def _delays(episodes: Sequence[EpisodeResult], scenario: str) -> dict[str, list[
     delays: dict[str, list[float | None]] = {}
     for episode in episodes:
         if episode.scenario == scenario:
-            delays.setdefault(episode.policy, []).append(episode.avg_delay_s)
+            delays.setdefault(episode.policy, []).append(episode.measures.avg_delay_s if episode.measures else None)
     return delays
 
 
@@ -114,7 +133,7 @@ def _delay_panel(
     """One row a policy: its dots, and its mean as a diamond with its value and a line for its 95 % interval."""
     values = [value for policy in names for value in dots[policy] if value is not None]
     if values and min(values) > 0 and max(values) / min(values) > 8:
-        axis.set_xscale("log")  # one gridlocked policy must not squeeze the others together
+        axis.set_xscale("log")  # one jammed policy must not squeeze the others together
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
     for row, entry in enumerate(entries):
@@ -122,7 +141,7 @@ def _delay_panel(
         known = [value for value in dots[policy] if value is not None]
         axis.plot(known, [row] * len(known), "o", color=_FAINT, markersize=4, zorder=2)
         colour = _BASELINE_COLOUR if policy in BASELINES else _MODEL_COLOUR
-        notes = [f"{entry[key]} {key}" for key in ("gridlocked", "failed") if entry[key]]
+        notes = [f"{entry[key]} {key}" for key in ("jammed", "failed") if entry[key]]
         text = ", ".join(["no result" if mean is None else f"{mean:.1f}", *notes])
         if interval := entry["avg_delay_s"]["interval_95"]:
             axis.plot(interval, [row, row], "-", color=colour, linewidth=1.2, alpha=0.5, zorder=1)
@@ -147,12 +166,12 @@ def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[st
     others = [(other, found) for other, found in entry["delay_difference_s"].items() if found["mean"] is not None]
     sizes = sorted(abs(found["mean"]) for _, found in others)
     if sizes and sizes[-1] > 40 and any(small > 0 and large > 4 * small for small, large in pairwise(sizes)):
-        axis.set_xscale("symlog", linthresh=10)  # a gridlocked rival must not squeeze the others together
+        axis.set_xscale("symlog", linthresh=10)  # a jammed rival must not squeeze the others together
         axis.xaxis.set_major_formatter("{x:g}")
     axis.axvline(0.0, color="black", linewidth=0.8, zorder=1)
     for row, (_, found) in enumerate(others):
         low, high = found["interval_95"] or (found["mean"], found["mean"])
-        colour = _FAINT if low <= 0 <= high else _MODEL_COLOUR
+        colour = _MODEL_COLOUR if found["verdict"] in (LOWER, HIGHER) else _FAINT
         axis.plot([low, high], [row, row], "-", color=colour, linewidth=2.5, solid_capstyle="butt", zorder=2)
         axis.plot([found["mean"]], [row], "D", color=colour, markersize=6, zorder=3)
         axis.annotate(
@@ -165,13 +184,14 @@ def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[st
             color="black",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
-    axis.set_xlabel("difference in mean delay [s per vehicle], 95 % interval; left of 0 is better", fontsize=8)
+    axis.set_xlabel("difference in mean delay [s per vehicle], 95 % t interval; left of 0 is better", fontsize=8)
     _style_axis(axis, f"{names[policy]} minus the others", [names[other] for other, _ in others])
 
 
 def _style_axis(axis: Axes, title: str, labels: Sequence[str]) -> None:
-    axis.set_title(title, fontsize=9.5, loc="left", fontweight="bold")
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    # names are no formulas, whatever dollar signs they hold
+    axis.set_title(title, fontsize=9.5, loc="left", fontweight="bold", parse_math=False)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     axis.set_ylim(len(labels) - 0.5, -0.75)
     axis.margins(x=0.18)
     axis.tick_params(axis="x", labelsize=7.5)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,14 +26,17 @@ from typing import Any
 
 from ..labels.counterfactual import Counterfactuals, RolloutSpec
 from ..policies.rules import Policy
-from ..records import Action, Observation, advantage_of_extending, best_of, mean_outcomes, time_text
+from ..records import Action, Observation, TripMeasures, advantage_of_extending, best_of, mean_outcomes, time_text
 from ..simulator.monitor import first_of_each
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import ProgramKind, TrafficSimulation
 from ..system.errors import GrpoError, ScenarioError, SimulatorCrash
 from ..system.forks import CHEAP_FORKS, BranchError
-from ..system.workers import die_with_parent
-from .tripinfo import OUTPUTS, Observed, TripMeasures, read_measures
+from ..system.workers import cause_of_death, die_with_parent
+from .tripinfo import OUTPUTS, Observed, read_measures
+
+_LOOK_S = 10
+"""Seconds between two looks at how long vehicles have been standing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ class DriveResult:
 def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float) -> DriveResult:
     """Run ``episode`` to its end; ``policy`` decides where its program is ``controlled``.
 
-    Raises :class:`ScenarioError` with SUMO's own message where it fails, crashes or runs past ``timeout_s``
-    (seconds of real time).
+    Raises :class:`ScenarioError` with SUMO's own message where it fails or runs past ``timeout_s`` (seconds of real
+    time), :class:`SimulatorCrash` where its process dies.
     """
     deadline = time.monotonic() + timeout_s
     # The hash seed is fixed and the import path is ours: nothing of the caller's state reaches the simulation.
@@ -76,7 +78,7 @@ def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         }
     )
-    with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Pipe()
         with ours, (Path(folder) / "stderr.txt").open("w+", encoding="utf-8", errors="replace") as said:
             child = subprocess.Popen(
@@ -95,7 +97,7 @@ def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float
                 ours.close()
                 child.wait()
                 said.seek(0)
-                raise ScenarioError(_crash_message(episode, child.returncode, said.read())) from None
+                raise SimulatorCrash(_crash_message(episode, child.returncode, said.read())) from None
             finally:
                 child.kill()
                 child.wait()
@@ -113,7 +115,7 @@ def _serve(connection: Connection, policy: Policy | None, deadline: float, timeo
         except EOFError:
             raise ConnectionResetError from None
         if kind == "failed":
-            raise ScenarioError(content)
+            raise content
         if kind == "measures":
             return DriveResult(content, decisions, batch_ms)
         if kind == "decided":
@@ -129,9 +131,8 @@ def _serve(connection: Connection, policy: Policy | None, deadline: float, timeo
 
 
 def _crash_message(episode: EpisodeSpec, code: int, said: str) -> str:
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     reason = (said.strip().splitlines() or [f"see whether `sumo -c {episode.sumocfg}` runs"])[-1].strip()
-    return f"the simulation's process died ({how}): {reason}"
+    return f"the simulation's process {cause_of_death(code)}: {reason}"
 
 
 # ---------------------------------------------------------------------- in the simulation's own process
@@ -142,7 +143,7 @@ def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasure
     arguments = list(OUTPUTS)
     if episode.time_to_teleport >= 0:
         arguments += ["--time-to-teleport", str(episode.time_to_teleport)]
-    people_waiting_s = 0
+    people_waiting_s, longest_standing_s = 0, 0.0
     files_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     with TrafficSimulation(
         episode.sumocfg,
@@ -169,10 +170,13 @@ def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasure
                     simulation.apply(observation.junction_id, action)
             simulation.step()
             people_waiting_s += simulation.standing_people()
+            if simulation.finished or simulation.time % _LOOK_S < 1:
+                longest_standing_s = max(longest_standing_s, simulation.longest_standing_s())
         violations, own_faults = simulation.judge_signals(judge_longest=episode.program != "webster")
         observed = Observed(
             waiting=simulation.waiting_vehicles(),
             vehicles=simulation.events.vehicles,
+            longest_standing_s=longest_standing_s,
             people=simulation.events.people,
             people_waiting_s=people_waiting_s,
             own_signal_faults=len(own_faults),
@@ -233,7 +237,7 @@ def _child(descriptor: int) -> None:
         try:
             connection.send(("measures", simulate(episode, folder, connection)))
         except GrpoError as error:
-            connection.send(("failed", str(error)))
+            connection.send(("failed", error))
 
 
 if __name__ == "__main__":

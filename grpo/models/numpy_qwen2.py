@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..system.errors import ModelError
+from ..system.errors import ModelError, one_line
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -71,7 +71,7 @@ class SmallModel:
         except ModelError:
             raise
         except Exception as error:  # the loaders raise anything: OSError, SafetensorError, KeyError, Exception, ...
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            cause = one_line(f"{type(error).__name__}: {error}")
             raise ModelError(f"{folder}: cannot be loaded ({cause}); save or make the model again") from None
 
     def _prepare(self, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:

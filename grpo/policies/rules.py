@@ -15,6 +15,9 @@ from ..system.errors import ConfigError
 class Policy(Protocol):
     """Anything that decides: rules and language models alike."""
 
+    fallbacks: int
+    """Decisions that a rule made in a language model's place; 0 for rules."""
+
     def decide(self, observations: list[Observation]) -> list[Decision]:
         """One decision for each observation, in their order."""
         ...
@@ -128,6 +131,8 @@ BASELINES = (*PROGRAM_POLICIES, *RULE_POLICIES, ROLLOUT)
 
 class RulePolicy:
     """A rule by name; ``seed`` matters to the random one alone."""
+
+    fallbacks = 0
 
     def __init__(self, name: str, *, seed: int) -> None:
         self.name = name

@@ -19,7 +19,7 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
-from ..system.errors import ScenarioError, SimulatorCrash
+from ..system.errors import ScenarioError, SimulatorCrash, one_line
 from ..system.forks import BranchError, in_fork
 from .network_file import NetworkFiles, read_network_files
 from .phases import LightProgram, Links, Phase, dark_links, why_uncontrolled
@@ -73,12 +73,17 @@ def read_network(sumocfg: Path, settings: SignalSettings) -> Network:
 def _read_once(_: Path, sumocfg: Path, settings: SignalSettings) -> Network:
     if not sumocfg.is_file():
         raise ScenarioError(f"{sumocfg}: no such scenario; give the path of a .sumocfg file")
+    options = read_options(sumocfg)
+    network: Network = in_copy(sumocfg, partial(_read_network, sumocfg, options, settings), _START_TIMEOUT_S)
+    return network
+
+
+def read_options(sumocfg: Path) -> ScenarioOptions:
+    """What a configuration sets, as SUMO reads it; no other file is opened. Raises :class:`ScenarioError`."""
     with _captured_output():
         _libsumo()  # once here, instead of in each copy of this process: it takes half a second
     saved, said = in_copy(sumocfg, partial(_saved_configuration, sumocfg), _CONFIGURATION_TIMEOUT_S)
-    options = options_from(sumocfg, saved, said)
-    network: Network = in_copy(sumocfg, partial(_read_network, sumocfg, options, settings), _START_TIMEOUT_S)
-    return network
+    return options_from(sumocfg, saved, said)
 
 
 def in_copy(sumocfg: Path, function: Callable[[], Any], timeout_s: float) -> Any:
@@ -224,7 +229,7 @@ def start_sumo(
     lines = takewhile(lambda line: not line.startswith("Quitting"), said())
     message = " ".join(dropwhile(lambda line: "Error:" not in line, lines)).replace("Error: ", "")
     message = message or failure or "no message"
-    raise ScenarioError(f"{sumocfg}: SUMO does not start: {' '.join(message.split())}")
+    raise ScenarioError(f"{sumocfg}: SUMO does not start: {one_line(message)}")
 
 
 def close_sumo(sumo: Any) -> None:

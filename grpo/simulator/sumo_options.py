@@ -200,8 +200,12 @@ def options_from(sumocfg: Path, saved: str, said: Sequence[str]) -> ScenarioOpti
     if error or not saved:
         reason = f" ({error[:200]})" if error else ""
         raise ScenarioError(f"{sumocfg}: is not a SUMO configuration{reason}; give the path of a .sumocfg file")
+    try:
+        options_set = ElementTree.fromstring(saved).iterfind("*/*")
+    except ElementTree.ParseError:
+        raise ScenarioError(f"{sumocfg}: its options, as SUMO saved them, are cut short; is the disk full?") from None
     kept, overridden = [], []
-    for element in ElementTree.fromstring(saved).iterfind("*/*"):
+    for element in options_set:
         name, value = element.tag, element.get("value", "")
         what = treatment(name)
         if what is None:

@@ -128,7 +128,7 @@ def _flows(network: Network, sumocfg: Path) -> dict[Movement, float]:
     counts: Counter[Movement] = Counter()
     last = network.begin
     options = network.options
-    with tempfile.TemporaryDirectory(prefix="scu-tsc-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "routes.xml"
         command = [sumo_binary("duarouter"), "--net-file", options.get("net-file"), "--seed", "1"]
         command += ["--output-file", str(output), "--begin", time_text(network.begin)]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..simulator.sumo_home import sumo_binary, sumo_environment
-from ..system.errors import ScenarioError
+from ..system.errors import ScenarioError, one_line
 from .lanes import HALF_JUNCTION_M, Approach, draw_lanes, draw_shares, find_turns
 
 _SPEEDS = (8.33, 11.11, 13.89, 16.67, 19.44)  # 30 to 70 km/h
@@ -176,7 +176,7 @@ def netconvert(roads: Roads) -> str:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ScenarioError(f"{command[0]}: cannot be run ({error}); reinstall eclipse-sumo") from None
         if done.returncode:
-            said = " ".join(done.stderr.split())
+            said = one_line(done.stderr)
             raise ScenarioError(f"netconvert failed: {said}; report this with the seed of the suite")
         return Path(folder, "net.xml").read_text(encoding="utf-8")
 

@@ -1,12 +1,19 @@
-"""What a person sees of a stage: progress on a terminal or in a log, and errors as plain lines. All on stderr."""
+"""What a person sees of a stage: progress and errors on stderr, tables on stdout.
+
+Nothing that goes wrong with these streams costs a result: a stage that cannot be heard works on.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from .errors import GrpoError
 from .ranks import is_main_process, silence_other_ranks
@@ -47,8 +54,115 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; ``None`` where it is a file or a pipe, which have no width."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
+    """A table as text, its first column to the left and the others to the right. No cell is ever cut.
+
+    Headings may have several lines. Where the whole is wider than ``width`` its columns are shown in blocks below each
+    other, each with the first column; where that one is wider than a third, its cells have lines of their own.
+    """
+    from rich.cells import cell_len  # a Chinese character takes two columns
+
+    width = width or sys.maxsize
+    height = max(heading.count("\n") for heading in headings)
+    padded = ["\n" * (height - heading.count("\n")) + heading for heading in headings]
+    head = list(zip(*(heading.split("\n") for heading in padded), strict=True))
+    widths = [max(map(cell_len, column)) for column in zip(*head, *rows, strict=True)]
+    apart = widths[0] > width // 3
+    indent = 0 if apart else widths[0]
+    blocks: list[list[int]] = [[]]
+    for column, wide in enumerate(widths[1:], 1):
+        if blocks[-1] and indent + sum(widths[i] + 2 for i in blocks[-1]) + wide + 2 > width:
+            blocks.append([])
+        blocks[-1].append(column)
+
+    def line(row: Sequence[str], block: Sequence[int]) -> str:
+        first = "" if apart else row[0] + " " * (indent - cell_len(row[0]))
+        cells = (" " * (2 + widths[i] - cell_len(row[i])) + row[i] for i in block)
+        return f"{first}{''.join(cells)}".rstrip()
+
+    texts = []
+    for block in blocks:
+        named = [[row[0], line(row, block)] if apart else [line(row, block)] for row in rows]
+        texts.append("\n".join([*(line(row, block) for row in head), *(text for lines in named for text in lines)]))
+    return "\n\n".join(texts)
+
+
+class _Steadfast:
+    """A stream that a run survives: once it cannot be written (a closed pipe, a full disk) it goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._caught():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._caught():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _caught(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = error
+            with contextlib.suppress(OSError):
+                _to_nowhere(self._stream.fileno())
+
+
+def _to_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _steadfast_streams() -> Iterator[_Steadfast]:
+    """Make stdout and stderr streams that cannot end a run, also where the caller closed them; yields stdout."""
+    before = sys.stdout, sys.stderr
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # a file that is opened later must not get this number
+            _to_nowhere(number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Chinese still shows the rest
+    sys.stdout, sys.stderr = stdout, _ = _Steadfast(sys.stdout), _Steadfast(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield stdout
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
 def guarded(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Call a stage's ``main`` and turn the errors a user can cause into lines on stderr and an exit code."""
+    """Call a stage's ``main`` and turn the errors a user can cause into lines on stderr and an exit code.
+
+    A stdout that nobody reads on is no error; one that is full is: what was to be seen there is lost.
+    """
+    with _steadfast_streams() as stdout:
+        code = _exit_code(main, argv)
+        stdout.flush()
+        if stdout.error is not None and not isinstance(stdout.error, BrokenPipeError):
+            print(f"error: stdout cannot be written ({stdout.error.strerror})", file=sys.stderr)
+            return code or 2
+    return code
+
+
+def _exit_code(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     silence_other_ranks()
     try:
         return main(argv)

@@ -1,6 +1,24 @@
-"""The errors a user can cause. A message is one line: what was seen, where, and what to do."""
+"""The errors a user can cause. A message is one line: what was seen, where, and what to do.
+
+What fails is given to the smallest thing that it can be given to, recorded there once, and costs no more:
+
+- a *branch* (one simulated future, a forked process): ``BranchError`` of ``system/forks.py``. Its label is tried again
+  elsewhere and then left open;
+- a *run* or an *episode* (one scenario with one seed, a process): a :class:`ScenarioError`, ``WorkerDied`` or
+  ``TimeoutError``. Where its process died it is tried once more; after that it is a recorded row with its error;
+- a *stage*: any :class:`GrpoError` that reaches the command line. It ends with that line on stderr.
+
+Exit codes of a stage: 0 done; 2 something that the user can mend, found before results were written where that was
+possible; 3 results that cannot be relied on or lack episodes (:class:`UnreliableError`, failures of `grpo evaluate`);
+130 interrupted by Ctrl-C. Any other exception is a fault of the program and keeps its traceback.
+"""
 
 from __future__ import annotations
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split())
 
 
 class GrpoError(Exception):

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -63,6 +64,25 @@ def _write(path: Path, texts: Iterable[str]) -> None:
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` for what is to be moved there; the next run removes what a killed one has left."""
     return path.with_name(_TEMPORARY.format(name=path.name, unique=uuid4().hex))
+
+
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder below the claimed ``folder`` for the temporary files of this process and of those that it starts.
+
+    It is removed at the end; after a kill the next run does that.
+    """
+    scratch = temporary_name(folder.resolve() / "tmp")
+    scratch.mkdir()
+    before = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    try:
+        yield scratch
+    finally:
+        os.environ.pop("TMPDIR")
+        os.environ |= {"TMPDIR": before[0]} if before[0] is not None else {}
+        tempfile.tempdir = before[1]
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def digest(files: Iterable[Path]) -> str:

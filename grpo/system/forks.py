@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from .workers import die_with_parent
+from .workers import cause_of_death, die_with_parent
 
 CHEAP_FORKS = {
     # Fewer and larger pages to copy: objects in one heap, and that heap in huge pages.
@@ -116,7 +116,7 @@ class Forks:
         if killed:
             return BranchError(f"ran past its deadline of {self._timeout_s:g} s")
         if status != 0:
-            return BranchError(f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with {status}")
+            return BranchError(cause_of_death(status))
         succeeded, value = pickle.loads(branch.received)
         return value if succeeded else BranchError(value)
 

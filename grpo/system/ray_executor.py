@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from .errors import ConfigError, GrpoError
+from .errors import ConfigError, GrpoError, one_line
 from .workers import WorkerDied, run_isolated
 
 _RETRIES = 3
@@ -80,7 +80,7 @@ def _connect(address: str) -> ModuleType:
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise GrpoError(
             f"ray_address: no Ray cluster can be joined at {address} ({reason}); start one, or mend the address"
         ) from None
@@ -94,7 +94,7 @@ def _result(ray: ModuleType, reference: Any) -> tuple[Any, BaseException | None]
     except ray.exceptions.RayTaskError as error:
         return None, error.cause
     except ray.exceptions.RayError as error:
-        return None, WorkerDied(f"lost on the Ray cluster: {' '.join(str(error).split())}")
+        return None, WorkerDied(f"lost on the Ray cluster: {one_line(error)}")
 
 
 # ---------------------------------------------------------------------- on a node

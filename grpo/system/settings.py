@@ -150,7 +150,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def preset(path: str | Path) -> Path:
-    """``path``, or where the package keeps the file or folder of that name, such as ``config/demo``, if none is here."""
+    """``path``, or what the package ships under that name, such as ``config/demo``, if there is none here."""
     path, package = Path(path), Path(__file__).resolve().parents[1]
     if path.exists() or path.parts[:1] != ("config",):
         return path

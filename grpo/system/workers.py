@@ -50,6 +50,16 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def cause_of_death(exitcode: int) -> str:
+    """How a process ended, as the end of a sentence: ``died of SIGKILL`` or ``ended with exit code 3``."""
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        return f"died of {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"died of signal {-exitcode}"
+
+
 def usable_workers(max_workers: int) -> int:
     """``max_workers``, but no more than the cores this process may use."""
     return max(1, min(max_workers, len(os.sched_getaffinity(0))))
@@ -142,8 +152,7 @@ class _Worker:
         except (EOFError, OSError):
             self.kill()
             code = self.process.exitcode or 0
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            return self.index, None, WorkerDied(f"the worker process died ({how})", code)
+            return self.index, None, WorkerDied(f"the worker process {cause_of_death(code)}", code)
         self.kill()
         return self.index, None, TimeoutError("the worker process did not answer in time")
 
