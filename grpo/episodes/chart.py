@@ -15,7 +15,7 @@ from ..policies.rules import BASELINES
 from ..records import EpisodeResult
 from ..system.errors import OutputError, one_line
 from ..system.files import temporary_name
-from .report import ALL, HIGHER, LOWER, Summary, compared_policies, display_names, interval_text
+from .report import ALL, FEWEST_PAIRS, HIGHER, LOWER, Summary, compared_policies, display_names, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +144,7 @@ def _delay_panel(
         notes = [f"{entry[key]} {key}" for key in ("jammed", "failed") if entry[key]]
         text = ", ".join(["no result" if mean is None else f"{mean:.1f}", *notes])
         if interval := entry["avg_delay_s"]["interval_95"]:
-            axis.plot(interval, [row, row], "-", color=colour, linewidth=1.2, alpha=0.5, zorder=1)
+            _interval(axis, interval, row, len(known), color=colour, linewidth=1.2, alpha=0.5, zorder=1)
         if mean is not None:
             axis.plot([mean], [row], "D", color=colour, markersize=6.5, zorder=3)
         axis.annotate(
@@ -172,7 +172,7 @@ def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[st
     for row, (_, found) in enumerate(others):
         low, high = found["interval_95"] or (found["mean"], found["mean"])
         colour = _MODEL_COLOUR if found["verdict"] in (LOWER, HIGHER) else _FAINT
-        axis.plot([low, high], [row, row], "-", color=colour, linewidth=2.5, solid_capstyle="butt", zorder=2)
+        _interval(axis, [low, high], row, found["n"], color=colour, linewidth=2.5, solid_capstyle="butt", zorder=2)
         axis.plot([found["mean"]], [row], "D", color=colour, markersize=6, zorder=3)
         axis.annotate(
             f"{found['mean']:+.1f} {interval_text(found['interval_95'])}",
@@ -186,6 +186,14 @@ def _difference_panel(axis: Axes, policy: str, entry: Summary, names: Mapping[st
         )
     axis.set_xlabel("difference in mean delay [s per vehicle], 95 % t interval; left of 0 is better", fontsize=8)
     _style_axis(axis, f"{names[policy]} minus the others", [names[other] for other, _ in others])
+
+
+def _interval(axis: Axes, interval: Sequence[float], row: int, values: int, **style: Any) -> None:
+    """A line for an interval; one of few values is so wide that it must not set the scale, and leaves the panel."""
+    from matplotlib.lines import Line2D
+
+    line = Line2D(interval, [row, row], **style)
+    axis.add_artist(line) if values < FEWEST_PAIRS else axis.add_line(line)
 
 
 def _style_axis(axis: Axes, title: str, labels: Sequence[str]) -> None:
