@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from .config import PromptFieldSettings, RunSettings
+from .models.answer_tokens import chat_ids, encode
 from .models.loading import save_merged
 from .models.random_states import draw_states, facts, prior
 from .models.tokenizer import build_tokenizer
@@ -110,20 +111,17 @@ def decision_example(
 
 
 def collate(tokenizer: Any, examples: list[Example], silent: Container[int]) -> dict[str, Any]:
-    """Token ids and targets, each of shape (examples, longest); ``other`` and ``weight`` soften the branch.
+    """A batch: each tensor has the shape (examples, length), of the longest prompt with its answer.
 
-    Target positions that teach nothing (the prompt, padding, the tokens in ``silent``) hold ``IGNORED``.
+    ``ids``: tokens, padded on the right. ``target``: the next token of the answer that is read on, ``IGNORED`` at
+    positions that teach nothing (the prompt, padding, the tokens in ``silent``). ``other``: the next token of the other
+    answer. ``weight``: the probability of the first answer.
     """
     import torch
 
     messages, answers, others, weights = zip(*examples, strict=True)
-    prompts = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    heads = encode(prompts)
-    first, second = (encode([text + tokenizer.eos_token for text in texts]) for texts in (answers, others))
+    heads = chat_ids(tokenizer, messages)
+    first, second = (encode(tokenizer, [text + tokenizer.eos_token for text in texts]) for texts in (answers, others))
     width = max(len(head) + len(tail) for head, tail in zip(heads, first, strict=True))
     ids = np.full((len(examples), width), tokenizer.pad_token_id)
     target, other = np.full((2, len(examples), width), IGNORED)
@@ -251,13 +249,14 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
 
 
 def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
-    """Cross-entropy of the answers' tokens, every answer counting alike; at the branch, against the prior.
+    """Cross-entropy, (), of the answers' tokens, every answer counting alike; where they part, against the prior.
 
+    ``batch`` is what :func:`collate` returns: four tensors of the shape (examples, length).
     Causal attention keeps padding on the right from touching anything before it, so no mask is needed.
     """
-    taught = batch["target"] != IGNORED
-    hidden = model.model(input_ids=batch["ids"]).last_hidden_state[taught]
-    scores = model.lm_head(hidden).float().log_softmax(-1)
+    taught = batch["target"] != IGNORED  # T positions in all
+    hidden = model.model(input_ids=batch["ids"]).last_hidden_state[taught]  # (T, width)
+    scores = model.lm_head(hidden).float().log_softmax(-1)  # (T, vocabulary)
     first, second = (scores.gather(-1, batch[name][taught][:, None])[:, 0] for name in ("target", "other"))
     weight = batch["weight"][taught]
     share = (1 / taught.sum(1, keepdim=True)).expand_as(taught)[taught] / len(taught)
@@ -281,8 +280,7 @@ def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseM
         chunk = states[start : start + 128]
         batch = collate(tokenizer, [fact_example(state, rng, config.prompt_fields) for state in chunk], set(names))
         messages = [ask(state, prompt_formats[i % 10 == 9]) for i, state in enumerate(chunk)]
-        texts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        prompts = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+        prompts = tokenizer.pad({"input_ids": chat_ids(tokenizer, messages)}, padding_side="left", return_tensors="pt")
         with torch.inference_mode():
             guesses = model(input_ids=batch["ids"].to(model.device), use_cache=False).logits.argmax(-1).cpu()
             answers = model.generate(**prompts.to(model.device), max_new_tokens=8, do_sample=False)

@@ -23,6 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as config_class
 
 from .config import RunSettings
+from .models.answer_tokens import chat_ids
 from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_format_of, resolve_model
 from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
 from .models.loading import load_for_inference, publish, save_merged, save_tokenizer, storage_format
@@ -287,12 +288,8 @@ def _probabilities(model: Any, tokenizer: Any, conversations: Sequence[Conversat
 
 def _read_differently(tokenizer: Any, other: Any, conversations: Sequence[Conversation]) -> int:
     """Prompts that the two tokenizers split into different tokens."""
-
-    def ids(of: Any) -> list[list[int]]:
-        texts = of.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
-        return of(texts, add_special_tokens=False)["input_ids"]
-
-    return sum(one != two for one, two in zip(ids(tokenizer), ids(other), strict=True))
+    ours, theirs = (chat_ids(each, conversations) for each in (tokenizer, other))
+    return sum(one != two for one, two in zip(ours, theirs, strict=True))
 
 
 # Command line

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from grpo.config import SFTTrainingConfig
 from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
 from grpo.learning.distributed import broadcast_from_main, destroy_process_group, errors_on_all_ranks
+from grpo.models.answer_tokens import chat_ids, encode
 from grpo.models.folder import model_files, resolve_model
 from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_prompt
 from grpo.system.command_line import parse_config
@@ -171,11 +172,9 @@ def tokenize(rows: list[dict[str, Any]], tokenizer: Any, *, max_seq_length: int)
     Raises :class:`DataError` for a row that is longer than ``max_seq_length`` (cutting it would cut the answer off)
     and :class:`ModelError` where the chat template changes the prompt once an answer follows.
     """
-    template = tokenizer.apply_chat_template
-    prompts = [template(row["prompt"], add_generation_prompt=True, tokenize=False) for row in rows]
-    wholes = [template(row["prompt"] + row["completion"], tokenize=False) for row in rows]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    whole_ids = tokenizer(wholes, add_special_tokens=False)["input_ids"]
+    prompt_ids = chat_ids(tokenizer, (row["prompt"] for row in rows))
+    wholes = [tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in rows]
+    whole_ids = encode(tokenizer, wholes)
     examples = []
     for row, prompt, whole in zip(rows, prompt_ids, whole_ids, strict=True):
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
@@ -296,14 +295,8 @@ def generate_answers(
     was_training = model.training
     model.eval()
     for start in range(0, len(prompts), batch_size):
-        batch = tokenizer.apply_chat_template(
-            prompts[start : start + batch_size],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-            tokenizer_kwargs={"padding_side": "left"},
-        ).to(model.device)
+        ids = chat_ids(tokenizer, prompts[start : start + batch_size])
+        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
         with torch.no_grad():
             output = model.generate(**batch, generation_config=greedy)
         answers += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -77,7 +77,10 @@ def log_probabilities(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 def learn(trainer: Any, rows: Any, *, steps: int, rate: float, **changes: float) -> None:
     """Some steps without the KL term, under rewards with ``changes``."""
-    kept, trainer._rewards = trainer._rewards, dataclasses.replace(trainer._rewards, **changes)
+    kept, trainer._rewards = (
+        trainer._rewards,
+        dataclasses.replace(trainer._rewards, config=dataclasses.replace(trainer._rewards.config, **changes)),
+    )
     beta, trainer.beta = trainer.beta, 0.0
     optimizer = torch.optim.Adam(trainer.model.parameters(), lr=rate)
     for trainer.state.epoch in range(steps):  # either ending in turn
@@ -171,6 +174,16 @@ def test_sampled_kl_averages_to_it(config: GRPOTrainingConfig) -> None:
     exact.beta = 0.0
     ours -= gradient(exact, exact.compute_loss(exact.model, inputs))
     close(ours, theirs, within=1e-3)
+
+
+def test_a_model_that_never_answers_agrees_with_nothing(config: GRPOTrainingConfig) -> None:
+    """Its probabilities of both answers underflow to 0; the share is 0, and no 0 / 0."""
+    trainer, *_ = make(config)
+    nothing, traffic = torch.zeros(2), torch.tensor([0.5, -0.5])
+    trainer._count(torch.full((2,), -2.0), nothing, nothing, traffic, torch.zeros(()))
+    logged = {name: values for name, values in trainer._metrics["train"].items() if values}
+    assert (logged["agreement"], logged["format_rate"], logged["reward"]) == ([0.0], [0.0], [-2.0])
+    assert all(math.isfinite(value) for values in logged.values() for value in values)
 
 
 def test_the_other_ending_is_spelled_in_the_next_epoch(config: GRPOTrainingConfig) -> None:

@@ -16,127 +16,20 @@ from pydantic import ValidationError
 from tiny import tiny_rows
 
 from grpo.config import GRPOTrainingConfig
-from grpo.learning.reward import (
-    Rewards,
-    completion_text,
-    format_reward,
-    outcomes_from_text,
-    outcomes_to_text,
-    tsc_reward,
-    tsc_scale,
-)
-from grpo.records import ACTIONS, Action, Outcome, advantage_of_extending, best_of
+from grpo.learning.reward import Rewards, completion_text, tsc_reward, tsc_scale
+from grpo.records import ACTIONS, Action
 
-DELAY = {"delay_veh_s": 1.0}
 STRICT: dict[Action, str] = {"yes": '{"extend": "yes"}', "no": '{"extend": "no"}'}
 PARTIAL: dict[Action, str] = {"yes": "I would say extend: yes.", "no": '{"extend": "no"} because of the queue'}
 INVALID = ["", "maybe", '{"extend": "yes"} {"extend": "no"}', "extend", '{"extend": true}']
 
-costs = st.floats(min_value=-1e6, max_value=1e6)
+gains = st.floats(min_value=-1e6, max_value=1e6)
 scales = st.floats(min_value=1e-3, max_value=1e6)
 texts = st.sampled_from([*STRICT.values(), *PARTIAL.values(), *INVALID])
 
 
-def outcome(delay: float) -> Outcome:
-    return Outcome(delay, 0.0, 0.0, 0, 0, 0, 0)
-
-
-def pair(yes: float, no: float) -> dict[Action, Outcome]:
-    return {"yes": outcome(yes), "no": outcome(no)}
-
-
 def rewards_of(scale: float = 10.0, **changes: Any) -> Rewards:
     return Rewards.from_config(GRPOTrainingConfig(tsc_scale=scale, **changes), [])
-
-
-# The terms
-
-
-def test_format_levels() -> None:
-    assert [format_reward(text) for text in STRICT.values()] == [1.0, 1.0]
-    assert [format_reward(text) for text in PARTIAL.values()] == [-0.5, -0.5]
-    assert {format_reward(text) for text in INVALID} == {-2.0}
-    assert format_reward(' {"EXTEND" : "No"}\n') == 1.0
-    assert format_reward("go: yes", partial=0.25, regex=r"go: (yes|no)") == 0.25
-
-
-@given(yes=costs, no=costs, scale=scales)
-def test_traffic_term_is_antisymmetric_and_bounded(yes: float, no: float, scale: float) -> None:
-    a, b = (tsc_reward(action, pair(yes, no), DELAY, scale) for action in ACTIONS)
-    assert a is not None and b is not None
-    assert a == -b
-    assert -1 <= a <= 1
-    assert (a > 0) == (no > yes) or a == 0
-
-
-def test_traffic_term_values() -> None:
-    assert tsc_reward("yes", pair(100, 110), DELAY, 10) == pytest.approx(math.tanh(1))
-    assert tsc_reward("no", pair(100, 110), DELAY, 10) == pytest.approx(-math.tanh(1))
-    assert tsc_reward(None, pair(100, 110), DELAY, 10) == 0
-    weights = {"queue_veh_s": 2.0, "arrivals": -1.0}
-    worse, better = Outcome(0, 10, 0, 0, 2, 0, 0), Outcome(0, 5, 0, 0, 4, 0, 0)
-    assert tsc_reward("no", {"yes": worse, "no": better}, weights, 12) == pytest.approx(math.tanh(1))
-
-
-@pytest.mark.parametrize("action", [*ACTIONS, None])
-def test_missing_outcomes_are_none_for_every_answer(action: Action | None) -> None:
-    assert tsc_reward(action, None, DELAY, 1) is None
-    assert tsc_reward(action, pair(math.nan, 1), DELAY, 1) is None
-    assert tsc_reward(action, pair(math.inf, 1), DELAY, 1) is None
-
-
-def test_scale_is_the_median_of_the_differences() -> None:
-    assert tsc_scale([1, -2, 300]) == 2
-    assert tsc_scale([0, 0, 0, None, math.nan, -4]) == 4
-    assert tsc_scale([]) == tsc_scale([0, None]) == 1
-
-
-@given(st.lists(st.none() | st.floats()))
-def test_scale_is_always_positive(advantages: list[float | None]) -> None:
-    assert 0 < tsc_scale(advantages) < math.inf
-
-
-# Their sum
-
-
-@given(yes=costs, no=costs, scale=scales, text=texts, invalid=st.sampled_from(INVALID), data=st.data())
-def test_invalid_scores_below_the_worst_valid_for_every_config(
-    yes: float, no: float, scale: float, text: str, invalid: str, data: st.DataObject
-) -> None:
-    assume(text not in INVALID)
-    number = st.floats(min_value=-10, max_value=10)
-    values = {
-        "format_weight": data.draw(st.floats(min_value=0, max_value=10)),
-        "tsc_weight": data.draw(st.floats(min_value=0, max_value=10)),
-        "format_strict": data.draw(number),
-        "format_partial": data.draw(number),
-        "format_invalid": data.draw(number),
-    }
-    try:
-        rewards = rewards_of(scale, **values)
-    except ValidationError:
-        return
-    for outcomes in (pair(yes, no), None):
-        assert rewards.total(invalid, outcomes) < rewards.total(text, outcomes)
-
-
-@given(yes=costs, no=costs)
-def test_invalid_scores_below_the_worst_valid_by_default(yes: float, no: float) -> None:
-    rewards = rewards_of(1e-3)
-    assert max(rewards.total(text, pair(yes, no)) for text in INVALID) < min(
-        rewards.total(text, pair(yes, no)) for text in [*STRICT.values(), *PARTIAL.values()]
-    )
-
-
-def test_best_action_gets_the_best_reward_on_every_row() -> None:
-    rows = tiny_rows(100)
-    rewards = Rewards.from_config(GRPOTrainingConfig(), [row.advantage for row in rows])
-    for row in rows:
-        best = max(ACTIONS, key=lambda action: rewards.total(STRICT[action], row.outcomes))
-        assert best == row.best_action
-
-
-# As TRL calls them
 
 
 class Log:
@@ -167,6 +60,101 @@ def call(rewards: Rewards, answers: list[Any], columns: dict[str, list[Any]]) ->
     return prompt_format, traffic, log
 
 
+def total(rewards: Rewards, text: str, advantage: float | None) -> float:
+    """The weighted sum as TRL makes it: a term that is not known adds nothing."""
+    prompt_format, traffic, _ = call(rewards, [text], {"advantage": [advantage]})
+    return sum(w * (v or 0.0) for w, v in zip(rewards.weights, (*prompt_format, *traffic), strict=True))
+
+
+# The terms
+
+
+def test_format_levels() -> None:
+    def levels(answers: Any, **changes: Any) -> list[float]:
+        return rewards_of(**changes).format_reward(list(answers), log_metric=Log())
+
+    assert levels(STRICT.values()) == [1.0, 1.0]
+    assert levels(PARTIAL.values()) == [-0.5, -0.5]
+    assert set(levels(INVALID)) == {-2.0}
+    assert levels([' {"EXTEND" : "No"}\n']) == [1.0]
+    assert levels(["go: yes"], format_partial=0.25, format_regex=r"go: (yes|no)") == [0.25]
+
+
+@given(gain=gains, scale=scales)
+def test_traffic_term_is_antisymmetric_and_bounded(gain: float, scale: float) -> None:
+    a, b = (tsc_reward(action, gain, scale) for action in ACTIONS)
+    assert a is not None and b is not None
+    assert a == -b
+    assert -1 <= a <= 1
+    assert (a > 0) == (gain > 0) or a == 0
+
+
+def test_traffic_term_values() -> None:
+    assert tsc_reward("yes", 10.0, 10) == pytest.approx(math.tanh(1))
+    assert tsc_reward("no", 10.0, 10) == pytest.approx(-math.tanh(1))
+    assert tsc_reward(None, 10.0, 10) == 0
+    assert tsc_reward("no", -12.0, 12) == pytest.approx(math.tanh(1))
+
+
+@pytest.mark.parametrize("action", [*ACTIONS, None])
+def test_an_unknown_advantage_is_none_for_every_answer(action: Action | None) -> None:
+    assert [tsc_reward(action, gain, 1) for gain in (None, math.nan, math.inf)] == [None] * 3
+
+
+def test_scale_is_the_median_of_the_differences() -> None:
+    assert tsc_scale([1, -2, 300]) == 2
+    assert tsc_scale([0, 0, 0, None, math.nan, -4]) == 4
+    assert tsc_scale([]) == tsc_scale([0, None]) == 1
+
+
+@given(st.lists(st.none() | st.floats()))
+def test_scale_is_always_positive(advantages: list[float | None]) -> None:
+    assert 0 < tsc_scale(advantages) < math.inf
+
+
+# Their sum
+
+
+@given(gain=gains, scale=scales, text=texts, invalid=st.sampled_from(INVALID), data=st.data())
+def test_invalid_scores_below_the_worst_valid_for_every_config(
+    gain: float, scale: float, text: str, invalid: str, data: st.DataObject
+) -> None:
+    assume(text not in INVALID)
+    number = st.floats(min_value=-10, max_value=10)
+    values = {
+        "format_weight": data.draw(st.floats(min_value=0, max_value=10)),
+        "tsc_weight": data.draw(st.floats(min_value=0, max_value=10)),
+        "format_strict": data.draw(number),
+        "format_partial": data.draw(number),
+        "format_invalid": data.draw(number),
+    }
+    try:
+        rewards = rewards_of(scale, **values)
+    except ValidationError:
+        return
+    for known in (gain, None):
+        assert total(rewards, invalid, known) < total(rewards, text, known)
+
+
+@given(gain=gains)
+def test_invalid_scores_below_the_worst_valid_by_default(gain: float) -> None:
+    rewards = rewards_of(1e-3)
+    assert max(total(rewards, text, gain) for text in INVALID) < min(
+        total(rewards, text, gain) for text in [*STRICT.values(), *PARTIAL.values()]
+    )
+
+
+def test_best_action_gets_the_best_reward_on_every_row() -> None:
+    rows = tiny_rows(100)
+    rewards = Rewards.from_config(GRPOTrainingConfig(), [row.advantage for row in rows])
+    for row in rows:
+        best = max(ACTIONS, key=lambda action: total(rewards, STRICT[action], row.advantage))
+        assert best == row.best_action
+
+
+# As TRL calls them
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 9), texts, st.booleans()), min_size=1, max_size=30).flatmap(
         lambda batch: st.tuples(st.just(batch), st.permutations(range(len(batch))))
@@ -180,21 +168,17 @@ def test_rewards_follow_their_own_row(case: tuple[list[tuple[int, str, bool]], l
     shuffled = [batch[index] for index in order]
     answers = [[{"role": "assistant", "content": text}] if chat else text for _, text, chat in shuffled]
     columns = {"id": [rows[i].id for i, _, _ in shuffled]}
-    columns["outcomes"] = [outcomes_to_text(rows[i].outcomes) if i else None for i, _, _ in shuffled]  # type: ignore
+    columns["advantage"] = [rows[i].advantage if i else None for i, _, _ in shuffled]  # type: ignore
     prompt_format, traffic, _ = call(rewards, answers, columns)
     for (row, text, _), got_form, got_traffic in zip(shuffled, prompt_format, traffic, strict=True):
-        alone = call(rewards, [text], {"outcomes": [outcomes_to_text(rows[row].outcomes) if row else None]})
+        alone = call(rewards, [text], {"advantage": [rows[row].advantage if row else None]})
         assert ([got_form], [got_traffic]) == alone[:2]
         assert (got_traffic is None) == (row == 0)
-        assert rewards.total(text, rows[row].outcomes if row else None) == pytest.approx(
-            sum(w * (v or 0.0) for w, v in zip(rewards.weights, (got_form, got_traffic), strict=True))
-        )
 
 
 def test_statistics_of_a_batch() -> None:
     answers = [STRICT["yes"], STRICT["no"], PARTIAL["yes"], "nonsense", STRICT["yes"], STRICT["yes"]]
-    known = outcomes_to_text(pair(100, 110))  # yes is better
-    columns = {"outcomes": [known, known, known, known, None, outcomes_to_text(pair(5, 5))]}
+    columns = {"advantage": [10.0, 10.0, 10.0, 10.0, None, 0.0]}  # yes is better
     prompt_format, traffic, log = call(rewards_of(10), answers, columns)
     assert prompt_format == [1, 1, -0.5, -2, 1, 1]
     t = math.tanh(1)
@@ -211,30 +195,19 @@ def test_statistics_of_a_batch() -> None:
 
 def test_agreement_is_unknown_where_nothing_can_agree() -> None:
     """And named all the same: several processes must name the same metrics."""
-    _, traffic, log = call(rewards_of(), [STRICT["yes"]], {"outcomes": [None]})
+    _, traffic, log = call(rewards_of(), [STRICT["yes"]], {"advantage": [None]})
     assert traffic == [None]
     assert math.isnan(log.values["agreement"][0])
 
 
-@given(yes=costs, no=costs, others=st.lists(st.sampled_from(INVALID), max_size=6))
-def test_invalid_answers_leave_the_contrast_alone(yes: float, no: float, others: list[str]) -> None:
+@given(gain=gains, others=st.lists(st.sampled_from(INVALID), max_size=6))
+def test_invalid_answers_leave_the_contrast_alone(gain: float, others: list[str]) -> None:
     """Centred on its group's mean, the distance of `yes` and `no` is the same with any number of invalid answers."""
     rewards = rewards_of(100)
-    group = [rewards.total(text, pair(yes, no)) for text in [STRICT["yes"], STRICT["no"], *others]]
-    alone = rewards.total(STRICT["yes"], pair(yes, no)) - rewards.total(STRICT["no"], pair(yes, no))
+    group = [total(rewards, text, gain) for text in [STRICT["yes"], STRICT["no"], *others]]
+    alone = total(rewards, STRICT["yes"], gain) - total(rewards, STRICT["no"], gain)
     mean = sum(group) / len(group)
     assert (group[0] - mean) - (group[1] - mean) == pytest.approx(alone, abs=1e-9)
-
-
-@given(st.none() | st.tuples(costs, costs))
-def test_outcomes_survive_the_column(delays: tuple[float, float] | None) -> None:
-    outcomes = None if delays is None else pair(*delays)
-    assert outcomes_from_text(outcomes_to_text(outcomes)) == outcomes
-
-
-def test_better_action_is_the_one_that_costs_less() -> None:
-    assert best_of(advantage_of_extending(pair(1, 2), DELAY)) == "yes"
-    assert best_of(advantage_of_extending(pair(2, 1), DELAY)) == "no"
 
 
 def test_completions_of_both_kinds() -> None:

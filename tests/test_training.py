@@ -21,11 +21,11 @@ from tiny import overflowing, tiny_rows, write_dataset
 from grpo.config import GRPOTrainingConfig, load_config
 from grpo.labels.outcome_cache import fill_outcomes
 from grpo.learning.checkpoints import newest_checkpoint
-from grpo.learning.reward import Rewards, outcomes_from_text
+from grpo.learning.reward import Rewards, tsc_reward
 from grpo.learning.rows import usable_rows
 from grpo.models.folder import prompt_format_of, write_prompt_format
 from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, build_messages, system_prompt
-from grpo.records import GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
+from grpo.records import ACTIONS, GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
 from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
 
@@ -120,7 +120,6 @@ def test_dataset_carries_all_that_rewards_need(tmp_path: Path) -> None:
     for line in loaded:
         row = by_id[line["id"]]
         assert line["prompt"] == build_messages(row.prompt)
-        assert outcomes_from_text(line["outcomes"]) == row.outcomes
         assert line["advantage"] == row.advantage
         assert line["best_action"] == row.best_action
 
@@ -129,9 +128,8 @@ def test_best_action_gets_the_best_reward_on_every_row(dataset: Path) -> None:
     loaded = load_grpo_dataset(dataset)
     rewards = Rewards.from_config(GRPOTrainingConfig(), loaded["advantage"])
     for line in loaded:
-        outcomes = outcomes_from_text(line["outcomes"])
-        totals = {action: rewards.total(f'{{"extend": "{action}"}}', outcomes) for action in ("yes", "no")}
-        assert max(totals, key=lambda action: totals[action]) == line["best_action"]
+        worth = {action: tsc_reward(action, line["advantage"], rewards.scale) or 0.0 for action in ACTIONS}
+        assert max(worth, key=lambda action: worth[action]) == line["best_action"]
 
 
 def test_one_file_json_and_jsonl_and_another_form(tmp_path: Path) -> None:
@@ -230,7 +228,7 @@ def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
     file.write_text(json.dumps([{**row, "outcomes": None, "advantage": None, "best_action": None} for row in rows]))
     again = load_grpo_dataset(data, max_workers=1)
     assert len(again) > 3
-    assert again["outcomes"] == recorded["outcomes"]
+    assert again["advantage"] == recorded["advantage"]
     assert again["best_action"] == recorded["best_action"]
 
 
@@ -497,6 +495,26 @@ def test_rows_count_for_less_the_more_often_they_are_drawn(
     assert weights(train_grpo(resumed)) == whole
     plain = dataclasses.replace(config, output_dir=str(tmp_path / "plain"), prioritized_share=0.0)
     assert weights(train_grpo(plain)) != whole
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_rows_that_share_an_id_count_each_for_itself(answering_model: Path, tmp_path: Path, estimator: str) -> None:
+    """Ids are unique within one dataset: two of them may well share some."""
+    from grpo.learning.reward import sampling_weights
+    from grpo.models.loading import load_for_training
+    from grpo.training import build_trainer, trainer_arguments
+
+    config = small(answering_model, tmp_path, tmp_path / "out", prioritized_share=0.5, estimator=estimator)
+    (tmp_path / "one").mkdir()
+    rows = load_grpo_dataset(write_dataset(tmp_path / "one", tiny_rows(8)))
+    rows = rows.remove_columns("id").add_column("id", [f"a-1-{index // 2}" for index in range(8)])
+    loaded, rewards = load_for_training(config), Rewards.from_config(config, rows["advantage"])
+    arguments = trainer_arguments(config, loaded, rewards, held_out=False)
+    trainer = build_trainer(config, loaded, rewards, arguments, rows, rows.select([]))
+    drawn = sampling_weights(rows["advantage"], rewards.scale, 0.5)
+    assert len(set(drawn)) > 4
+    counted = trainer._importance(list(trainer.train_dataset)).tolist()
+    assert counted == pytest.approx([1 / weight for weight in drawn])
 
 
 def test_vllm_passes_through(answering_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,22 @@
 """GRPO without sampling: both answers of a prompt are scored in one forward pass and weighted by their probabilities.
 
-What this estimates, and when it is what sampled groups give in expectation: ``docs/exact_grpo.md``.
+In the literature: the all-actions policy gradient (Sutton, Singh and McAllester, *Comparing policy-gradient
+algorithms*, 2001), or expected policy gradients (Ciosek and Whiteson, AAAI 2018), of a decision with two actions.
+
+What this is not. Nothing is sampled, so there is no group, no advantage against a group's mean, no old policy, no ratio
+and no clip: each step takes the expectation under the policy as it is. An answer out of format is one outcome with one
+reward (``format_invalid``); a nearly well-formed one gets no more. It asks for two known answers whose rewards are
+recorded: it cannot train on answers with reasoning, nor on more than one decision in a row. What it estimates, and when
+that is what sampled groups give in expectation: ``docs/exact_grpo.md``.
+
 Imports trl: only ``training.py`` imports this module, after the backend is chosen.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -15,11 +24,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl.models.utils import disable_gradient_checkpointing
 
-from ..models.answer_tokens import answer_tokens, decision_tokens, shared_prefix_of
+from ..models.answer_tokens import answer_tokens, chat_ids, chat_texts, decision_tokens, encode, shared_prefix_of
 from ..models.loading import logits_at, plain_passes
 from ..models.shared_prefix import pack_with_shared_prefix, packed_positions, supports_prefix_packing
 from ..prompt_builder import build_messages
-from .reward import Rewards, outcomes_from_text, tsc_reward
+from .reward import Rewards, tsc_reward
 from .sampled_trainer import ResumableGRPOTrainer
 
 
@@ -39,63 +48,65 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         )
         self._rewards = rewards
-        prompt = self._texts([build_messages("{}")])[0]
-        self._answers = answer_tokens(self._encode, prompt, self.processing_class.eos_token)
-        answer_start, tokens = decision_tokens(self._encode, prompt)
+        self._chat_ids = partial(chat_ids, self.processing_class)
+        (prompt,) = chat_texts(self.processing_class, [build_messages("{}")])
+
+        def tokens_of(text: str) -> list[int]:
+            return encode(self.processing_class, [text])[0]
+
+        self._answers = answer_tokens(tokens_of, prompt, self.processing_class.eos_token)
+        answer_start, tokens = decision_tokens(tokens_of, prompt)
         self._decision_index, self._decision_tokens = len(answer_start), list(tokens)
         mixed = plain_passes() and self.args.bf16 and not self.args.gradient_checkpointing
         self._adapters = [layer for layer in self.model.modules() if mixed and isinstance(layer, BaseTunerLayer)]
         # what every training prompt begins with, the instruction, stands in a forward pass once
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
         once = all(supports_prefix_packing(model) for model in models)
-        self._prefix_length = len(shared_prefix_of(self._prompts(self.train_dataset["prompt"]))) if once else 0
-
-    def _texts(self, conversations: Iterable[Any]) -> list[str]:
-        template = self.processing_class.apply_chat_template
-        return template(list(conversations), add_generation_prompt=True, tokenize=False)  # type: ignore[no-any-return]
-
-    def _prompts(self, conversations: Iterable[Any]) -> list[list[int]]:
-        return self.processing_class(self._texts(conversations), add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.processing_class(text, add_special_tokens=False)["input_ids"])
+        self._prefix_length = len(shared_prefix_of(self._chat_ids(self.train_dataset["prompt"]))) if once else 0
 
     def _prepare_inputs(self, rows: Any) -> dict[str, Any]:
-        """Tensors of a batch of dataset rows; ids are padded on the right, which causal attention never sees."""
+        """Tensors of a batch of R dataset rows, each a prompt and one spelled answer, of up to A tokens.
+
+        ``input_ids`` (R, length), padded on the right, which causal attention never sees; ``positions`` (R, A), where
+        the answer's tokens are predicted; ``answer`` (R, A), those tokens; ``mask`` (R, A), 0 where it is shorter;
+        ``traffic`` (R,), the traffic term of `yes`, and minus that of `no`; ``importance`` (R,).
+        """
         if not self.model.training:
             return super()._prepare_inputs(rows)  # type: ignore[no-any-return]
-        prompts = self._prompts(row["prompt"] for row in rows)
+        prompts = self._chat_ids(row["prompt"] for row in rows)
         turn = int(self.state.epoch or 0)
         answers = [self._answers[(crc32(row["id"].encode()) + turn) % 2] for row in rows]
         ids = [prompt + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True)]
         width, longest = max(map(len, ids)), max(map(len, answers))
         pad = self.processing_class.pad_token_id
-        known = [outcomes_from_text(row["outcomes"]) for row in rows]
-        traffic = [tsc_reward("yes", one, self._rewards.cost_weights, self._rewards.scale) or 0.0 for one in known]
         self.state.num_input_tokens_seen += sum(map(len, ids)) * self.accelerator.num_processes
         batch = {
             "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
             "positions": torch.tensor([[len(prompt) - 1] for prompt in prompts]) + torch.arange(longest),
             "answer": torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers]),
             "mask": torch.tensor([[1.0] * len(answer) + [0.0] * (longest - len(answer)) for answer in answers]),
-            "traffic": torch.tensor(traffic),
+            "traffic": torch.tensor([tsc_reward("yes", row["advantage"], self._rewards.scale) or 0.0 for row in rows]),
             "importance": self._importance(rows),
         }
         batch["positions"].clamp_(max=width - 1)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of one forward pass; its gradient is that of sampled groups without end, token by token."""
+        """The loss of one forward pass, (); its gradient is that of sampled groups without end, token by token.
+
+        ``inputs`` are what :meth:`_prepare_inputs` returns; those of TRL, which lack ``traffic``, go to TRL.
+        """
         if "traffic" not in inputs:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        rewards, mask, traffic = self._rewards, inputs["mask"], inputs["traffic"]
+        config, mask, traffic = self._rewards.config, inputs["mask"], inputs["traffic"]
         logps = self._logps(model, inputs)
-        own = logps.gather(-1, inputs["answer"][..., None])[..., 0] * mask
-        p_other_tokens = (own.sum(1) - own[:, self._decision_index]).exp()  # all tokens but the one that decides
-        yes, no = (p_other_tokens[:, None] * logps[:, self._decision_index, self._decision_tokens].exp()).unbind(1)
-        invalid = rewards.format_weight * rewards.invalid
-        valid = rewards.format_weight * rewards.strict - invalid
-        expected = invalid + (yes + no) * valid + (yes - no) * rewards.tsc_weight * traffic
+        spelled = logps.gather(-1, inputs["answer"][..., None])[..., 0] * mask  # (R, A)
+        p_other_tokens = (spelled.sum(1) - spelled[:, self._decision_index]).exp()  # all tokens but the deciding one
+        p_decision = logps[:, self._decision_index, self._decision_tokens].exp()  # (R, 2)
+        p_yes, p_no = (p_other_tokens[:, None] * p_decision).unbind(1)
+        invalid = config.format_weight * config.format_invalid
+        valid = config.format_weight * config.format_strict - invalid
+        expected = invalid + (p_yes + p_no) * valid + (p_yes - p_no) * config.tsc_weight * traffic
         loss = -(inputs["importance"] * expected).mean() / mask.sum(1).mean()  # TRL's loss is one of tokens
         kl = expected.new_zeros(())
         if self.beta:
@@ -103,11 +114,11 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             tokens = (logps.exp() * (logps - self._reference_logps(model, inputs))).sum(-1)
             kl = (tokens * mask).sum() / mask.sum()
             loss = loss + self.beta * kl
-        self._count(expected, yes, no, traffic, kl)
+        self._count(expected, p_yes, p_no, traffic, kl)
         return loss / self.current_gradient_accumulation_steps
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Log-probabilities of every token at each place of the answer: rows x places x vocabulary."""
+        """Log-probabilities of every token at each position of the answer: (R, A, vocabulary)."""
         ids, positions = inputs["input_ids"], inputs["positions"]
         arguments: dict[str, Any] = {"input_ids": ids}
         if prefix_length := self._prefix_length:
@@ -139,25 +150,40 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     @torch.no_grad()
     def _count(
-        self, expected: torch.Tensor, yes: torch.Tensor, no: torch.Tensor, traffic: torch.Tensor, kl: torch.Tensor
+        self, expected: torch.Tensor, p_yes: torch.Tensor, p_no: torch.Tensor, traffic: torch.Tensor, kl: torch.Tensor
     ) -> None:
         """Log the policy's own means over the rows of all processes, under the names that sampled groups have."""
-        valid, matters = yes + no, (traffic != 0).float()
-        right = torch.where(traffic > 0, yes, no) / valid * matters
-        means = torch.stack([expected, valid, (yes - no) * traffic, right, matters]).mean(1)
-        everyone = self.accelerator.gather(torch.cat([means, kl[None]])[None])
-        reward, prompt_format, worth, agree, scorable, drift = everyone.mean(0).tolist()
-        rewards = self._rewards
-        shown = {
-            "reward": reward,
-            "format_rate": prompt_format,
-            "rewards/format_reward/mean": rewards.invalid + prompt_format * (rewards.strict - rewards.invalid),
-            "rewards/tsc_reward/mean": worth,
-            "frac_reward_zero_std": 1 - scorable,
+        p_valid, decisive = p_yes + p_no, (traffic != 0).float()
+        # a model that never answers agrees with nothing: 0, not 0 / 0
+        p_better = torch.where(traffic > 0, p_yes, p_no) / p_valid.clamp_min(torch.finfo(p_valid.dtype).tiny)
+        mean = self._means(
+            {
+                "reward": expected,
+                "valid": p_valid,
+                "traffic": (p_yes - p_no) * traffic,
+                "better": p_better * decisive,
+                "decisive": decisive,
+                "kl": kl,
+            }
+        )
+        config = self._rewards.config
+        logged = {
+            "reward": mean["reward"],
+            "format_rate": mean["valid"],
+            "rewards/format_reward/mean": config.format_invalid
+            + mean["valid"] * (config.format_strict - config.format_invalid),
+            "rewards/tsc_reward/mean": mean["traffic"],
+            "frac_reward_zero_std": 1 - mean["decisive"],
         }
         if self.beta:
-            shown["kl"] = drift
-        if scorable:
-            shown["agreement"] = agree / scorable
-        for name, value in shown.items():
+            logged["kl"] = mean["kl"]
+        if mean["decisive"]:
+            logged["agreement"] = mean["better"] / mean["decisive"]
+        for name, value in logged.items():
             self._metrics["train"][name].append(value)
+
+    def _means(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The mean of each over its rows, and over all processes."""
+        own = torch.stack([rows.mean() for rows in values.values()])
+        everyone = self.accelerator.gather(own[None]).mean(0).tolist()
+        return dict(zip(values, everyone, strict=True))

@@ -1,7 +1,7 @@
-"""What an answer is worth: two terms, their weighted sum, and the same terms as TRL calls them.
+"""What an answer is worth: a term for its format and one for its traffic, as TRL calls them.
 
 ``format_reward`` says how well an answer keeps the format, ``tsc_reward`` what its action saves in traffic. Both are
-pure functions of the answer and of outcomes that the simulator has recorded: nothing is simulated here.
+pure functions of the answer and of its row's advantage, a difference of recorded costs: nothing is simulated here.
 
 For two actions the traffic term is antisymmetric, and an answer without a decision gets 0, half-way between them:
 whatever stands in a group, the distance between `yes` and `no` stays the same. (The trainer must not divide by the
@@ -11,50 +11,30 @@ below the worst valid one is the format term's work, and the config checks that 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from statistics import fmean, median_low
 from typing import TYPE_CHECKING, Any
 
-from ..prompt_builder import DEFAULT_PARTIAL_REGEX, ParsedAnswer, parse_answer
-from ..records import Action, Outcome, advantage_of_extending, best_of
+from ..prompt_builder import ParsedAnswer, parse_answer
+from ..records import Action, best_of
 
 if TYPE_CHECKING:
     from ..config import GRPOTrainingConfig
 
-Outcomes = Mapping[Action, Outcome]
 
-
-def format_reward(
-    text: str,
-    *,
-    strict: float = 1.0,
-    partial: float = -0.5,
-    invalid: float = -2.0,
-    regex: str = DEFAULT_PARTIAL_REGEX,
-) -> float:
-    """``strict``, ``partial`` or ``invalid``, by the level at which :func:`parse_answer` reads ``text``."""
-    return {"strict": strict, "partial": partial, "invalid": invalid}[parse_answer(text, regex).level]
-
-
-def tsc_reward(
-    action: Action | None, outcomes: Outcomes | None, cost_weights: Mapping[str, float], scale: float
-) -> float | None:
+def tsc_reward(action: Action | None, advantage: float | None, scale: float) -> float | None:
     """tanh((C(other) - C(action)) / scale), in [-1, 1]; 0 for an answer without an action.
 
-    ``None``, for every answer alike, where the outcomes are missing or their difference is not a finite number.
+    ``advantage`` is C(no) - C(yes). ``None``, for every answer alike, where it is missing or no finite number.
     ``scale`` is the difference of cost worth tanh(1), in the units of the cost.
     """
-    if outcomes is None:
-        return None
-    gain = advantage_of_extending(outcomes, cost_weights)
-    if not math.isfinite(gain):
+    if advantage is None or not math.isfinite(advantage):
         return None
     if action is None:
         return 0.0
-    return math.tanh((gain if action == "yes" else -gain) / scale)
+    return math.tanh((advantage if action == "yes" else -advantage) / scale)
 
 
 def tsc_scale(advantages: Iterable[float | None]) -> float:
@@ -77,92 +57,63 @@ def sampling_weights(advantages: Iterable[float], scale: float, share: float) ->
     return [1 - share + share * one / mean for one in worth]
 
 
-def outcomes_to_text(outcomes: Outcomes | None) -> str | None:
-    """Outcomes as the JSON text that travels in a dataset column (``datasets`` would merge the keys of dicts)."""
-    return None if outcomes is None else json.dumps({action: asdict(value) for action, value in outcomes.items()})
-
-
-def outcomes_from_text(text: str | None) -> Outcomes | None:
-    """The inverse of :func:`outcomes_to_text`."""
-    return None if text is None else {action: Outcome(**value) for action, value in json.loads(text).items()}
-
-
 @dataclass(frozen=True)
 class Rewards:
-    """The two terms with their settings. The methods named after them are what TRL calls as reward functions."""
+    """The two terms under a run's settings. The methods named after them are what TRL calls as reward functions."""
 
-    strict: float
-    partial: float
-    invalid: float
-    regex: str
-    cost_weights: Mapping[str, float]
+    config: GRPOTrainingConfig
     scale: float
-    format_weight: float
-    tsc_weight: float
+    """The difference of cost worth tanh(1)."""
 
     @classmethod
     def from_config(cls, config: GRPOTrainingConfig, advantages: Iterable[float | None]) -> Rewards:
         """``advantages`` are the cost differences of the training rows; they set the scale where it is `auto`."""
-        return cls(
-            strict=config.format_strict,
-            partial=config.format_partial,
-            invalid=config.format_invalid,
-            regex=config.format_regex,
-            cost_weights=config.cost_weights,
-            scale=tsc_scale(advantages) if config.tsc_scale == "auto" else config.tsc_scale,
-            format_weight=config.format_weight,
-            tsc_weight=config.tsc_weight,
-        )
+        return cls(config, tsc_scale(advantages) if config.tsc_scale == "auto" else config.tsc_scale)
 
     @property
     def weights(self) -> list[float]:
         """Weights of :attr:`functions`, in their order."""
-        return [self.format_weight, self.tsc_weight]
+        return [self.config.format_weight, self.config.tsc_weight]
 
     @property
     def functions(self) -> list[Callable[..., list[float | None]]]:
         """The reward functions for TRL: one for each term, so that each is logged by itself."""
         return [self.format_reward, self.tsc_reward]
 
-    def total(self, text: str, outcomes: Outcomes | None) -> float:
-        """The weighted sum; a term that is not known adds nothing, as in TRL."""
-        traffic = tsc_reward(self._parse(text).action, outcomes, self.cost_weights, self.scale)
-        return self.format_weight * self._format(text) + self.tsc_weight * (traffic or 0.0)
-
     def format_reward(self, completions: list[Any], *, log_metric: Callable[[str, float], None], **_: Any) -> list[Any]:
         """The format term of each completion; logs the shares and counts of the levels."""
-        texts = [completion_text(completion) for completion in completions]
-        levels = [self._parse(text).level for text in texts]
+        levels = [self._parse(completion).level for completion in completions]
         log_metric("format_rate", levels.count("strict") / len(levels))
         for level in ("strict", "partial", "invalid"):
             log_metric(f"answers/{level}", levels.count(level))
-        return [self._format(text) for text in texts]
+        return [getattr(self.config, f"format_{level}") for level in levels]
 
     def tsc_reward(
-        self, completions: list[Any], outcomes: list[str | None], *, log_metric: Callable[[str, float], None], **_: Any
+        self,
+        completions: list[Any],
+        advantage: list[float | None],
+        *,
+        log_metric: Callable[[str, float], None],
+        **_: Any,
     ) -> list[float | None]:
-        """The traffic term of each completion from the ``outcomes`` column of its own row.
+        """The traffic term of each completion from the ``advantage`` column of its own row.
 
         A row without outcomes gives ``None`` to all completions of its group: they then differ by their format only.
         Logs the share of answers that chose the better action; rows whose actions tie do not count. Where all tie it
         is NaN, which is left out of means: a metric that one of several processes does not name stops them all.
         """
         values, agree = [], []
-        for completion, column in zip(completions, outcomes, strict=True):
-            action, known = self._parse(completion_text(completion)).action, outcomes_from_text(column)
-            values.append(tsc_reward(action, known, self.cost_weights, self.scale))
-            gain = 0.0 if known is None else advantage_of_extending(known, self.cost_weights)
+        for completion, gain in zip(completions, advantage, strict=True):
+            action = self._parse(completion).action
+            values.append(tsc_reward(action, gain, self.scale))
             if gain and math.isfinite(gain):
                 agree.append(action == best_of(gain))
         log_metric("agreement", fmean(agree) if agree else math.nan)
         log_metric("unscorable", values.count(None))
         return values
 
-    def _parse(self, text: str) -> ParsedAnswer:
-        return parse_answer(text, self.regex)
-
-    def _format(self, text: str) -> float:
-        return format_reward(text, strict=self.strict, partial=self.partial, invalid=self.invalid, regex=self.regex)
+    def _parse(self, completion: str | list[dict[str, str]]) -> ParsedAnswer:
+        return parse_answer(completion_text(completion), self.config.format_regex)
 
 
 def completion_text(completion: str | list[dict[str, str]]) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import GRPOTrainingConfig
 from ..labels.outcome_cache import fill_outcomes
+from ..models.answer_tokens import chat_ids
 from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
 from ..records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, observation_of, read_rows
 from ..system.errors import DataError
 from ..system.ranks import world_size
-from .reward import outcomes_to_text
 
 if TYPE_CHECKING:
     import datasets
@@ -37,9 +37,9 @@ def load_grpo_dataset(
     """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, or a folder of scenario folders.
 
     Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the
-    instruction and the input JSON), ``outcomes`` (JSON text, or None), ``advantage`` (cost of `no` minus cost of `yes`,
-    by ``cost_weights``, default the delay) and ``best_action``. Rows with a saved state and no outcomes are simulated
-    by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
+    instruction and the input JSON), ``advantage`` (cost of `no` minus cost of `yes`, by ``cost_weights``, default the
+    delay; None where the row has no outcomes) and ``best_action``. Rows with a saved state and no outcomes are
+    simulated by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
     ``extend_seconds`` is not the given one.
     """
     import datasets
@@ -64,7 +64,6 @@ def load_grpo_dataset(
                     "junction_id": row.junction_id,
                     "simulation_time": row.simulation_time,
                     "prompt": ask(observation_of(row), prompt_format),
-                    "outcomes": outcomes_to_text(row.outcomes),
                     "advantage": advantage,
                     "best_action": None if advantage is None else best_of(advantage),
                 }
@@ -89,8 +88,7 @@ def usable_rows(dataset: datasets.Dataset, loaded: LoadedModel, config: GRPOTrai
     if not known:
         raise DataError(f"{config.dataset_path}: no row has outcomes; run `grpo generate` again")
     longest = min(config.max_seq_length, getattr(loaded.model.config, "max_position_embeddings", config.max_seq_length))
-    prompts = dataset.select(known)["prompt"]
-    tokens = loaded.tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=False)
+    tokens = chat_ids(loaded.tokenizer, dataset.select(known)["prompt"])
     short = [i for i, ids in zip(known, tokens, strict=True) if len(ids) + config.max_new_tokens <= longest]
     for count, reason in (
         (len(dataset) - len(known), "have no outcomes"),

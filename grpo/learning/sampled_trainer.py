@@ -43,7 +43,7 @@ class EpochSampler(RepeatSampler):
             return super().__iter__()
         chances = torch.tensor(self._weights, dtype=torch.float64)
         drawn = torch.multinomial(chances, self.num_samples, replacement=True, generator=self.generator).tolist()
-        return (drawn[place] for place in super().__iter__())
+        return (drawn[index] for index in super().__iter__())
 
 
 class ResumableGRPOTrainer(FiniteSteps, WholeCheckpoints, GRPOTrainer):
@@ -57,12 +57,11 @@ class ResumableGRPOTrainer(FiniteSteps, WholeCheckpoints, GRPOTrainer):
     times less, and the gradient's expectation stays as it was.
     """
 
-    def __init__(self, *args: Any, draws: Sequence[float] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, train_dataset: Any, draws: Sequence[float] | None = None, **kwargs: Any) -> None:
+        # a column, so that each row carries its own: ids are unique within one dataset, not within several
+        importance = [1 / weight for weight in draws or [1.0] * len(train_dataset)]
+        super().__init__(*args, train_dataset=train_dataset.add_column("importance", importance), **kwargs)
         self._draws = draws
-        self._sampling_weight_of = dict(
-            zip(self.train_dataset["id"], draws or [1.0] * len(self.train_dataset), strict=True)
-        )
         # TRL keeps a frozen copy of the adapter as the reference. The adapter is fresh, so the model without it is the
         # same reference; and with two adapters in a checkpoint, a resume loads the copy and forgets the trained one.
         if "ref" in getattr(self.model, "peft_config", {}):
@@ -81,8 +80,8 @@ class ResumableGRPOTrainer(FiniteSteps, WholeCheckpoints, GRPOTrainer):
         )
 
     def _importance(self, rows: list[dict[str, Any]]) -> torch.Tensor:
-        """What each row counts for, given how often it is drawn."""
-        return torch.tensor([1 / self._sampling_weight_of[row["id"]] for row in rows], device=self.accelerator.device)
+        """What each row counts for, given how often it is drawn: (rows,)."""
+        return torch.tensor([row["importance"] for row in rows], device=self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)

@@ -1,9 +1,10 @@
-"""Where the answers part: the tokens of both answers behind a prompt, and what many prompts begin with."""
+"""Tokens of prompts and answers: a conversation, both answers behind it, and what many prompts begin with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
+from typing import Any
 
 from ..prompt_builder import ANSWERS
 from ..records import ACTIONS
@@ -11,6 +12,35 @@ from ..system.errors import ModelError
 
 MIN_SHARED_TOKENS = 32
 """Tokens that prompts must share: fewer cost less than the copies of their keys and values do."""
+
+
+LONGEST_TEXT = 4_000_000
+"""Characters of a rendered prompt: no model reads so many, and a chat template that loops makes more."""
+
+
+def chat_texts(tokenizer: Any, conversations: Iterable[Any]) -> list[str]:
+    """Conversations as the tokenizer's chat template renders them, each up to where the answer begins.
+
+    Raises :class:`ModelError` for one of more than ``LONGEST_TEXT`` characters.
+    """
+    texts: list[str] = tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
+    longest = max(map(len, texts), default=0)
+    if longest > LONGEST_TEXT:
+        raise ModelError(
+            f"the chat template makes a prompt of {longest:,} characters, more than {LONGEST_TEXT:,}; "
+            "give a model with another template, or rows with shorter prompts"
+        )
+    return texts
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered texts, in which the template has put the special tokens already."""
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def chat_ids(tokenizer: Any, conversations: Iterable[Any]) -> list[list[int]]:
+    """Token ids of conversations, each up to where the answer begins."""
+    return encode(tokenizer, chat_texts(tokenizer, conversations))
 
 
 def answer_tokens(encode: Callable[[str], list[int]], prompt: str, end: str = "") -> tuple[list[int], list[int]]:

@@ -21,6 +21,7 @@ from typing import Any
 from ..prompt_builder import ANSWERS, ANY_LIGHT, PromptFormat, build_messages, build_prompt, system_prompt
 from ..records import ACTIONS, Observation, PhaseMetrics
 from ..system.errors import ModelError
+from .answer_tokens import chat_texts, encode
 from .numpy_qwen2 import CHAT_TEMPLATE
 
 
@@ -103,7 +104,7 @@ def check_tokenizer_file(tokenizer: Any, folder: Path) -> None:
 
     text = _SAMPLE[0]["content"] + ANSWERS["yes"]
     meant = Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids
-    got = tokenizer(text, add_special_tokens=False)["input_ids"]
+    (got,) = encode(tokenizer, [text])
     if got != meant:
         raise ModelError(
             f"{folder}: transformers replaced the tokenizer by its model type's own ({len(got)} tokens of a prompt, "
@@ -112,5 +113,5 @@ def check_tokenizer_file(tokenizer: Any, folder: Path) -> None:
 
 
 def _tokens(tokenizer: Any) -> list[int]:
-    text = tokenizer.apply_chat_template(_SAMPLE, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text + ANSWERS["yes"], add_special_tokens=False)["input_ids"]
+    (text,) = chat_texts(tokenizer, [_SAMPLE])
+    return encode(tokenizer, [text + ANSWERS["yes"]])[0]
