@@ -31,7 +31,7 @@ from grpo.models.folder import resolve_model
 from grpo.models.numpy_qwen2 import SmallModel, chat_text
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import small_policy
-from grpo.prompt_builder import ask
+from grpo.prompt_builder import question
 
 
 def products(config: dict[str, int], tokens: int) -> Callable[[], None]:
@@ -76,7 +76,7 @@ def main() -> None:
     if policy is None:
         sys.exit(f"{folder}: is no small model")
     states = draw_states(np.random.default_rng(1), arguments.states)
-    tokens = [len(model.encode(chat_text(ask(state, policy.prompt_format)[0]["content"]))) for state in states]
+    tokens = [len(model.encode(chat_text(question(state, policy.prompt_format)))) for state in states]
     bare = {length: products(config, length) for length in set(tokens)}
     policy.decide(states[:20])
     times = np.array(

@@ -35,7 +35,7 @@ def chances(backend: str, *models: str) -> Any:
     from grpo.models.loading import choose_backend
 
     choose_backend(backend, models[0])  # type: ignore[arg-type]
-    from grpo.models.folder import prompt_format_of
+    from grpo.models.folder import prompt_format_of, resolve_model
     from grpo.models.loading import load_for_inference
     from grpo.models.random_states import draw_states
     from grpo.policies.language_model import LanguageModelPolicy
@@ -56,7 +56,7 @@ def chances(backend: str, *models: str) -> Any:
             )
             FastLanguageModel.for_inference(model)
         else:
-            model, tokenizer = load_for_inference(name)
+            model, tokenizer = load_for_inference(resolve_model(name))
         found[name] = LanguageModelPolicy(TorchScorer(model, tokenizer, prompt_format), prompt_format).probabilities(
             states
         )

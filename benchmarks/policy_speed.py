@@ -41,7 +41,7 @@ from grpo.models.loading import LoadedModel, load_for_inference
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import LanguageModelPolicy
 from grpo.policies.torch_scorer import TorchScorer
-from grpo.prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask, parse_answer
+from grpo.prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask, parse_answer, question
 from grpo.records import Observation
 from grpo.sft_training import generate_answers
 
@@ -65,7 +65,7 @@ def passes_of(scorer: TorchScorer, batch: list[Observation], prompt_format: Prom
     """The forward passes that the scorer makes for a batch, ready to be made once more."""
     model = scorer.model
     scorer.model = recorder = Recorder(model)
-    scorer([ask(state, prompt_format) for state in batch])
+    scorer([question(state, prompt_format) for state in batch])
     scorer.model = model
 
     def run() -> None:
@@ -92,8 +92,8 @@ def arithmetic(scorer: TorchScorer, batch: list[Observation], prompt_format: Pro
 
 def token_counts(scorer: TorchScorer, batch: list[Observation], prompt_format: PromptFormat) -> list[tuple[int, int]]:
     """For each prompt, in any order: the tokens that are not read again, and those that are."""
-    chunks = scorer._chunks(scorer._render([ask(state, prompt_format) for state in batch]))
-    return [(len(scorer._prefix) if begun else 0, len(row)) for begun, chunk in chunks for _, row in chunk]
+    chunks = scorer._chunks(scorer._render([question(state, prompt_format) for state in batch]))
+    return [(len(scorer._prefix) if each.cached else 0, len(each.ids)) for chunk in chunks for each in chunk]
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

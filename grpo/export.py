@@ -29,7 +29,7 @@ from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, loa
 from .models.loading import load_for_inference, publish, save_merged, save_tokenizer, storage_format
 from .models.model_card import EXAMPLE, GGUF_FILE, ModelCard, lineage_of, model_card
 from .policies.torch_scorer import TorchScorer
-from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask
+from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, as_conversation, question
 from .records import Observation, dataset_files, observation_of, read_rows
 from .system.command_line import parse_config
 from .system.console import say
@@ -70,8 +70,6 @@ COIN_MARGIN = 0.005
 
 _DATASET = "data/grpo_datasets"
 _BATCH = 16
-
-Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,11 @@ def export(config: ExportConfig) -> Path:
     prompt_format = taught or DEFAULT_FORMAT
     adapter = adapter_of(source) if config.format == "adapter" else None
     states, origin = _states(config)
-    conversations = [ask(state, prompt_format) for state in states]
+    questions = [question(state, prompt_format) for state in states]
     model, tokenizer = load_for_inference(source, "cpu")
     vocabulary = _vocabulary(model, tokenizer, source) if config.format == "gguf" else None
     say(f"export: asking {config.model_path} for its decisions on {len(states)} states ({origin})")
-    before = _probabilities(model, tokenizer, conversations)
+    before = _probabilities(model, tokenizer, questions)
     if not all(map(math.isfinite, before)):
         raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
     claim_output(folder, config.to_dict(), if_finished=config.if_finished)
@@ -133,8 +131,8 @@ def export(config: ExportConfig) -> Path:
             weights = _write(model, tokenizer, staging, adapter, vocabulary, taught, name=folder.name)
         size = f"{model.config.model_type}, {model.num_parameters():,} parameters"
         del model  # a large one leaves no room for the second
-        gate = {**asdict(_check(config, staging, tokenizer, conversations, before)), "states_from": origin}
-        write_json(staging / EXAMPLE, _example(conversations[0], before[0]))
+        gate = {**asdict(_check(config, staging, tokenizer, questions, before)), "states_from": origin}
+        write_json(staging / EXAMPLE, _example(questions[0], before[0]))
         card = ModelCard(
             name=folder.name,
             format=config.format,
@@ -230,10 +228,10 @@ def _write(
     return str(model.dtype).removeprefix("torch.")
 
 
-def _example(conversation: Conversation, p_extend: float) -> dict[str, Any]:
+def _example(text: str, p_extend: float) -> dict[str, Any]:
     """One state as the model is asked about it, and its answer: what a user can compare a first call with."""
     return {
-        "messages": conversation,
+        "messages": as_conversation(text),
         "answer": ANSWERS["yes" if p_extend >= 0.5 else "no"],
         "probability_of_yes": round(p_extend, 4),
     }
@@ -243,14 +241,14 @@ def _example(conversation: Conversation, p_extend: float) -> dict[str, Any]:
 
 
 def _check(
-    config: ExportConfig, staging: Path, tokenizer: Any, conversations: Sequence[Conversation], before: Sequence[float]
+    config: ExportConfig, staging: Path, tokenizer: Any, questions: Sequence[str], before: Sequence[float]
 ) -> Comparison:
     """Compare the export in ``staging`` with the model's probabilities; raises :class:`UnreliableError`."""
     exported, its_tokenizer = _load(staging, config.format)
     found = compare(
         before,
-        _probabilities(exported, its_tokenizer, conversations),
-        prompts_read_differently=_read_differently(tokenizer, its_tokenizer, conversations),
+        _probabilities(exported, its_tokenizer, questions),
+        prompts_read_differently=_read_differently(tokenizer, its_tokenizer, questions),
     )
     say(
         f"export: {found.states} decisions compared: {found.differing} differ, and {found.differing_near_coin} where "
@@ -274,21 +272,21 @@ def _load(staging: Path, fmt: str) -> tuple[Any, Any]:
     return load_gguf(staging / GGUF_FILE), FileTokenizer(staging / GGUF_FILE)
 
 
-def _probabilities(model: Any, tokenizer: Any, conversations: Sequence[Conversation]) -> list[float]:
+def _probabilities(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[float]:
     """Probability of ``yes`` for each, in fp32, on a GPU where there is one; the model comes back to the CPU."""
     import torch
 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     scorer = TorchScorer(model, tokenizer)
-    batches = [conversations[start : start + _BATCH] for start in range(0, len(conversations), _BATCH)]
+    batches = [questions[start : start + _BATCH] for start in range(0, len(questions), _BATCH)]
     p_extend = [p for batch in batches for p in scorer(batch)]
     model.to("cpu")
     return p_extend
 
 
-def _read_differently(tokenizer: Any, other: Any, conversations: Sequence[Conversation]) -> int:
+def _read_differently(tokenizer: Any, other: Any, questions: Sequence[str]) -> int:
     """Prompts that the two tokenizers split into different tokens."""
-    ours, theirs = (chat_ids(each, conversations) for each in (tokenizer, other))
+    ours, theirs = (chat_ids(each, map(as_conversation, questions)) for each in (tokenizer, other))
     return sum(one != two for one, two in zip(ours, theirs, strict=True))
 
 

@@ -173,12 +173,22 @@ def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELD
 
 def build_messages(prompt: str, prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict[str, str]]:
     """The conversation that a model is given for one input JSON, which must hold the numbers of ``prompt_format``."""
-    return [{"role": "user", "content": system_prompt(prompt_format) + prompt}]
+    return as_conversation(system_prompt(prompt_format) + prompt)
+
+
+def question(observation: Observation, prompt_format: PromptFormat = DEFAULT_FORMAT) -> str:
+    """What a model is asked about one observation: the instruction, then the input JSON."""
+    return system_prompt(prompt_format) + build_prompt(observation, prompt_format.fields)
+
+
+def as_conversation(text: str) -> list[dict[str, str]]:
+    """A question as a conversation that is to be answered."""
+    return [{"role": "user", "content": text}]
 
 
 def ask(observation: Observation, prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict[str, str]]:
     """The conversation that a model is given for one observation."""
-    return build_messages(build_prompt(observation, prompt_format.fields), prompt_format)
+    return as_conversation(question(observation, prompt_format))
 
 
 def format_of(content: str) -> PromptFormat | None:

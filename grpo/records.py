@@ -83,8 +83,6 @@ class Decision:
     """A policy's answer to one observation."""
 
     action: Action
-    confidence: float | None = None
-    """Probability of the action where the policy has one, in [0.5, 1]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Any, Any]:
     """The shipped model and tokenizer."""
-    return load_for_inference(BASE, "cpu")
+    return load_for_inference(resolve_model(BASE), "cpu")
 
 
 def observation(**changes: Any) -> Observation:

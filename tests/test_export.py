@@ -105,7 +105,7 @@ def test_the_shipped_model_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert prompt_format_of(folder) == prompt_format_of(SHIPPED["pretrained"])
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     got = logits(plain, AutoTokenizer.from_pretrained(folder))
-    assert torch.allclose(got, logits(*load_for_inference("pretrained", "cpu")), atol=0.05)
+    assert torch.allclose(got, logits(*load_for_inference(resolve_model("pretrained"), "cpu")), atol=0.05)
 
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["weights"] == "float16"
@@ -235,7 +235,7 @@ def test_the_shipped_model_as_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     import torch
 
     folder = export(config("pretrained", tmp_path / "out", "gguf"))
-    model, tokenizer = load_for_inference("pretrained", "cpu")
+    model, tokenizer = load_for_inference(resolve_model("pretrained"), "cpu")
     prompt_format = prompt_format_of(SHIPPED["pretrained"])
     assert prompt_format is not None
     read = FileTokenizer(folder / "model.gguf")

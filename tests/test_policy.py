@@ -17,10 +17,10 @@ from grpo.models.folder import SHIPPED, write_prompt_format
 from grpo.models.loading import load_for_inference
 from grpo.models.numpy_qwen2 import CHAT_TEMPLATE
 from grpo.models.random_states import draw_states
-from grpo.policies.language_model import FALLBACK, LanguageModelPolicy, light_policy, small_policy
+from grpo.policies.language_model import FALLBACK, LanguageModelPolicy, light_policy
 from grpo.policies.rules import RULE_POLICIES, make_rule_policy
-from grpo.policies.torch_scorer import TorchScorer, make_policy, torch_policy
-from grpo.prompt_builder import DEFAULT_FIELDS, PromptFormat, ask, parse_answer
+from grpo.policies.torch_scorer import TorchScorer, make_policy
+from grpo.prompt_builder import DEFAULT_FIELDS, PromptFormat, as_conversation, ask, parse_answer, question
 from grpo.records import Decision, Observation
 from grpo.system.errors import ModelError
 
@@ -28,7 +28,7 @@ from grpo.system.errors import ModelError
 @pytest.fixture(scope="module")
 def scorer() -> TorchScorer:
     """The base model as transformers runs it."""
-    return TorchScorer(*load_for_inference("base", "cpu"))
+    return TorchScorer(*load_for_inference(str(SHIPPED["base"]), "cpu"))
 
 
 @pytest.fixture
@@ -60,12 +60,9 @@ def test_the_branch_is_where_the_answers_part(scorer: TorchScorer, random_model:
 
 def test_a_batch_decides_as_each_alone(policy: LanguageModelPolicy, states: list[Observation]) -> None:
     together = policy.decide(states)
-    alone = [policy.decide([state])[0] for state in states]
-    assert [decision.action for decision in together] == [decision.action for decision in alone]
-    for one, other in zip(together, alone, strict=True):
-        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
-        assert one.confidence is not None and 0.5 <= one.confidence <= 1
-    assert together == policy.decide(states)
+    assert together == [policy.decide([state])[0] for state in states] == policy.decide(states)
+    alone = [policy.probabilities([state])[0] for state in states]
+    assert policy.probabilities(states) == pytest.approx(alone, abs=1e-4)
     assert policy.decide([]) == []
     assert policy.fallbacks == 0
 
@@ -110,8 +107,9 @@ def test_only_the_observations_without_finite_logits_fall_back(
 
     spoiled = around(scorer, Spoiled())
     decisions, undisturbed = spoiled.decide(states), policy.decide(states)
-    fallen = [place for place, decision in enumerate(decisions) if decision.confidence is None]
-    assert len(fallen) == spoiled.fallbacks == Spoiled.calls < len(states)
+    assert spoiled.fallbacks == Spoiled.calls
+    fallen = [place for place, p in enumerate(spoiled.probabilities(states)) if p != p]
+    assert len(fallen) == spoiled.fallbacks < len(states)
     for place in range(len(states)):
         rule = make_rule_policy(FALLBACK, seed=0).decide([states[place]])[0]
         assert decisions[place] == (rule if place in fallen else undisturbed[place])
@@ -152,7 +150,7 @@ def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytes
     """Model and tokenizer whose answers differ from prompt to prompt: taught, or random with a long instruction."""
     if request.param == "pretrained":
         monkeypatch.setattr("grpo.models.answer_tokens.MIN_SHARED_TOKENS", 1)  # its instruction is one token
-        return load_for_inference("pretrained", "cpu")
+        return load_for_inference(str(SHIPPED["pretrained"]), "cpu")
     model, tokenizer = load_for_inference(str(random_model), "cpu")
     for name, weights in model.named_parameters():
         if "norm" not in name:
@@ -161,19 +159,19 @@ def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytes
     return model, tokenizer
 
 
-def bare(parts: tuple[Any, Any], scorer: TorchScorer, conversation: list[dict[str, str]]) -> float:
+def bare(parts: tuple[Any, Any], scorer: TorchScorer, text: str) -> float:
     """The probability by the plainest way: one whole prompt at a time, all logits."""
     model, tokenizer = parts
-    prompt = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.apply_chat_template(as_conversation(text), add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + scorer._answer_start
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
     return float(logits[list(scorer._decision_tokens)].softmax(-1)[0])
 
 
 def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: list[Observation]) -> None:
-    asked = [ask(state) for state in states]
+    asked = [question(state) for state in states]
     shared, whole = TorchScorer(*parts), TorchScorer(*parts, share_prefix=False)
-    expected = [bare(parts, shared, conversation) for conversation in asked]
+    expected = [bare(parts, shared, text) for text in asked]
     assert max(expected) - min(expected) > 0.05
     assert whole(asked) == pytest.approx(expected, abs=1e-5)
     for _ in range(2):
@@ -188,7 +186,7 @@ def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: li
 def test_what_is_kept_of_the_beginning_is_not_written_to(parts: tuple[Any, Any], states: list[Observation]) -> None:
     scorer = TorchScorer(*parts)
     before = [(keys.clone(), values.clone()) for keys, values, *_ in scorer._prefix_cache]
-    scorer([ask(state) for state in states])
+    scorer([question(state) for state in states])
     for (keys, values), (kept_keys, kept_values, *_) in zip(before, scorer._prefix_cache, strict=True):
         assert keys.shape[-2] == len(scorer._prefix)
         assert torch.equal(keys, kept_keys) and torch.equal(values, kept_values)
@@ -197,7 +195,7 @@ def test_what_is_kept_of_the_beginning_is_not_written_to(parts: tuple[Any, Any],
 def test_chunks_change_no_number(
     parts: tuple[Any, Any], states: list[Observation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [ask(state) for state in states]
+    asked = [question(state) for state in states]
     one, alone, some = (TorchScorer(*parts, chunk_tokens=tokens) for tokens in (10**6, 1, 900))
     expected = one(asked)
     assert alone(asked) == pytest.approx(expected, abs=1e-5)
@@ -214,11 +212,11 @@ def test_chunks_change_no_number(
 
 
 def test_a_prompt_that_begins_otherwise_is_scored_whole(parts: tuple[Any, Any], states: list[Observation]) -> None:
-    asked = [ask(state) for state in states[:6]]
-    asked[1] = ask(states[1], PromptFormat("zh"))
-    asked[4] = [{"role": "user", "content": "Keep the green?"}]
+    asked = [question(state) for state in states[:6]]
+    asked[1] = question(states[1], PromptFormat("zh"))
+    asked[4] = "Keep the green?"
     scorer = TorchScorer(*parts)
-    expected = [bare(parts, scorer, conversation) for conversation in asked]
+    expected = [bare(parts, scorer, text) for text in asked]
     watched = watch(scorer)
     assert scorer(asked) == pytest.approx(expected, abs=1e-5)
     assert sum(rows for rows, _ in watched.tokens) == len(asked)
@@ -230,7 +228,7 @@ def test_a_full_memory_halves_the_chunks_and_goes_on(
     scorer: TorchScorer, states: list[Observation], caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = scorer.model, scorer.tokenizer
-    asked = [ask(state) for state in states]
+    asked = [question(state) for state in states]
     tight = TorchScorer(*parts, chunk_tokens=1000)
     watched = watch(tight, room=600)
     assert tight(asked) == pytest.approx(scorer(asked), abs=1e-5)
@@ -249,11 +247,14 @@ def test_a_model_is_asked_in_the_form_that_it_was_taught(tmp_path: Path, states:
     shutil.copytree(SHIPPED["base"], folder)
     prompt_format = PromptFormat("zh", DEFAULT_FIELDS[:4])
     write_prompt_format(folder, prompt_format)
-    for made in (torch_policy(str(folder), device="cpu"), small_policy(str(folder))):
-        assert made is not None and made.prompt_format == prompt_format
-        assert made.decide(states[:1])[0].confidence is not None and made.fallbacks == 0
+    for device in ("cpu", "auto"):
+        made = make_policy(str(folder), seed=0, device=device)
+        assert isinstance(made, LanguageModelPolicy) and made.prompt_format == prompt_format
+        assert isinstance(made._scorer, TorchScorer) == (device == "cpu")  # a small model needs no torch
+        assert made.decide(states[:1]) and made.fallbacks == 0
     (folder / "scu_tsc.json").unlink()
-    assert torch_policy(str(folder), device="cpu").prompt_format == PromptFormat()
+    made = make_policy(str(folder), seed=0, device="cpu")
+    assert isinstance(made, LanguageModelPolicy) and made.prompt_format == PromptFormat()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,8 @@ def test_small_models_run_without_torch_and_others_with_it(random_model: Path, s
     assert isinstance(other, LanguageModelPolicy) and isinstance(other._scorer, TorchScorer)
     with pytest.raises(ModelError, match="too large to drive simulations"):
         light_policy(str(random_model), seed=0)
-    again = torch_policy("pretrained", device="cpu")
+    again = make_policy("pretrained", seed=0, device="cpu")
+    assert isinstance(again, LanguageModelPolicy)
     assert small.probabilities(states) == pytest.approx(again.probabilities(states), abs=1e-4)
 
 

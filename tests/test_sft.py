@@ -21,7 +21,7 @@ from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.learning.rows import load_grpo_dataset, split_rows
 from grpo.models.folder import prompt_format_of
 from grpo.models.loading import load_for_inference, load_for_training
-from grpo.policies.torch_scorer import torch_policy
+from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptFormat, ask, build_messages, format_of
 from grpo.records import GRPODataEntry, observation_of
 from grpo.sft_data import SFTDataConfig, make_sft_data
@@ -262,7 +262,7 @@ def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: 
     assert report.items() <= manifest.items() and manifest["settings"] == config.to_dict()
     assert report["valid_format_rate"] >= 0.9 and report["held_out_rows"] == 20
     assert prompt_format_of(out) == FORMAT
-    policy = torch_policy(str(out), device="cpu")
+    policy = make_policy(str(out), seed=0, device="cpu")
     assert policy.prompt_format == FORMAT, "whoever asks the model asks in the form that it was taught"
     assert {one.action for one in policy.decide([observation_of(row) for row in tiny_rows(40, seed=9)])} <= {
         "yes",

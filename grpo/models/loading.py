@@ -176,13 +176,13 @@ def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedM
     return LoadedModel(model, tokenizer, backend)
 
 
-def load_for_inference(model_path: str, device: str = "auto") -> tuple[Any, Any]:
+def load_for_inference(source: str, device: str = "auto") -> tuple[Any, Any]:
     """Model and tokenizer ready to answer: evaluation mode, adapters merged, fp32 on a CPU or where the model is small
     (it decides alike on both), else bf16 on a GPU.
 
-    ``device`` is ``auto`` (a GPU if there is one) or a torch device. Raises :class:`ModelError`.
+    ``source`` is resolved (:func:`resolve_model`); ``device`` is ``auto`` (a GPU if there is one) or a torch device.
+    Raises :class:`ModelError`.
     """
-    source = resolve_model(model_path)
     if device == "auto":
         device = "cuda" if _has_gpu() else "cpu"
     _disable_cudnn_attention()

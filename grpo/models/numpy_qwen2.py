@@ -1,12 +1,13 @@
 """A small Qwen2 in numpy: decisions without torch, fast enough on one core, light enough for a simulator's process.
 
 The same arithmetic as transformers' ``Qwen2ForCausalLM`` in fp32 (a test compares them). Only what a decision needs
-is computed: the logits of two tokens after one prompt, so of the last layer the last place alone.
+is computed: the logits of two tokens after one prompt, so of the last layer the last position alone.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class SmallModel:
         folder = Path(folder)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            _check_shapes(folder, config)
             weights = {
                 name: weight.astype(np.float32) for name, weight in load_file(folder / "model.safetensors").items()
             }
@@ -75,9 +77,24 @@ class SmallModel:
             raise ModelError(f"{folder}: cannot be loaded ({cause}); save or make the model again") from None
 
     def _prepare(self, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
-        """Arrange the weights for :meth:`_run`: what can be multiplied once is not multiplied at every decision."""
-        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        size = config.get("head_dim") or config["hidden_size"] // heads
+        """Arrange the weights for :meth:`_run`: what can be multiplied once is not multiplied at every decision.
+
+        With H heads of queries, K of keys and as many of values, each of D numbers, a width W and an inner width M:
+
+        ========  =================  ============================================================================
+        name      shape              what is in it
+        ========  =================  ============================================================================
+        qkv       (W, (H + 2K) D)    queries, keys, values; the norm before them and the scale of scores, D^-1/2,
+                                     multiplied in; the numbers of a query or key in pairs (see below)
+        bias      ((H + 2K) D,)      of the same, scaled alike
+        out       (H D, W)           of the attention
+        gate_up   (W, 2M)            gate, then up; the norm before them multiplied in
+        down      (M, W)             back to the width
+        ========  =================  ============================================================================
+
+        ``_output`` (vocabulary, W) has the last norm multiplied in.
+        """
+        heads, kv_heads, size = _heads(config)
         self._heads, self._kv_heads, self._head_size = heads, kv_heads, size
         self._epsilon = np.float32(config["rms_norm_eps"])
         self._embedding = weights["model.embed_tokens.weight"]
@@ -130,20 +147,25 @@ class SmallModel:
         return self._normed(hidden[-1]) @ self._output[list(wanted)].T
 
     def _run(self, layer: dict[str, np.ndarray], hidden: np.ndarray, positions: int) -> np.ndarray:
-        """One layer; the result is that of the last ``positions`` places. Large arrays are worked on in place."""
+        """One layer: ``hidden`` (length, width) to what becomes of its last ``positions``: (positions, width).
+
+        Large arrays are worked on in place. For H heads of queries, in K groups of H / K that share a head of keys.
+        """
         length, size, first = len(hidden), self._head_size, len(hidden) - positions
         mixed = self._normed(hidden) @ layer["qkv"]
         mixed += layer["bias"]
-        heads = mixed.reshape(length, -1, size)
-        value = heads[:, -self._kv_heads :]
+        heads = mixed.reshape(length, -1, size)  # (length, H + 2K, size)
+        value = heads[:, -self._kv_heads :]  # (length, K, size)
         turned = (heads[:, : -self._kv_heads].view(np.complex64) * self._rotations[:length]).view(np.float32)
-        query = turned[first:, : self._heads].reshape(positions, self._kv_heads, -1, size)  # key head, its query heads
-        key = turned[:, self._heads :].transpose(1, 2, 0)[:, None]
-        scores = query.transpose(1, 2, 0, 3) @ key
+        query = turned[first:, : self._heads].reshape(
+            positions, self._kv_heads, -1, size
+        )  # (positions, K, H / K, size)
+        key = turned[:, self._heads :].transpose(1, 2, 0)[:, None]  # (K, 1, size, length)
+        scores = query.transpose(1, 2, 0, 3) @ key  # (K, H / K, positions, length)
         scores += self._mask[first:length, :length]
         scores -= scores.max(-1, keepdims=True)
         np.exp(scores, out=scores)
-        attended = scores @ value.transpose(1, 0, 2)[:, None]
+        attended = scores @ value.transpose(1, 0, 2)[:, None]  # (K, H / K, positions, size)
         attended /= scores.sum(-1, keepdims=True)
         hidden = hidden[first:] + attended.transpose(2, 0, 1, 3).reshape(positions, -1) @ layer["out"]
         gate, up = np.split(self._normed(hidden) @ layer["gate_up"], 2, axis=-1)
@@ -158,3 +180,44 @@ class SmallModel:
         """Divided by the root of the mean square; the norm's weights are in the matrices that follow."""
         mean = np.einsum("...i,...i->...", hidden, hidden)[..., None] / np.float32(hidden.shape[-1])
         return hidden / np.sqrt(mean + self._epsilon)
+
+
+def _heads(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys, and the numbers of a head."""
+    heads = config["num_attention_heads"]
+    return heads, config["num_key_value_heads"], config.get("head_dim") or config["hidden_size"] // heads
+
+
+def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The weights of a Qwen2 with ``config``, and their shapes."""
+    heads, kv_heads, size = _heads(config)
+    width, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    yield "model.embed_tokens.weight", (vocabulary, width)
+    yield "model.norm.weight", (width,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (vocabulary, width)
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}."
+        for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            yield f"{layer}self_attn.{name}_proj.weight", (count * size, width)
+            yield f"{layer}self_attn.{name}_proj.bias", (count * size,)
+        yield f"{layer}self_attn.o_proj.weight", (width, heads * size)
+        yield f"{layer}mlp.gate_proj.weight", (inner, width)
+        yield f"{layer}mlp.up_proj.weight", (inner, width)
+        yield f"{layer}mlp.down_proj.weight", (width, inner)
+        yield f"{layer}input_layernorm.weight", (width,)
+        yield f"{layer}post_attention_layernorm.weight", (width,)
+
+
+def _check_shapes(folder: Path, config: dict[str, Any]) -> None:
+    """Raise :class:`ModelError` unless the file holds just the weights that the config describes; loads none."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="np") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    where = f"{folder}: config.json is of another model than model.safetensors:"
+    for name, shape in _shapes(config):
+        if (seen := found.pop(name, None)) != shape:
+            raise ModelError(f"{where} {name} is {seen or 'absent'}, not {shape}; save or make the model again")
+    if found:
+        raise ModelError(f"{where} it has no {next(iter(found))}; save or make the model again")

@@ -1,7 +1,7 @@
 """A language model as a policy: decides greedily at the token where the answers part.
 
-The two answers begin with the same tokens. A prompt followed by that common beginning goes through the model
-once, and the logits of the two tokens that come next decide: always a valid answer, and no text is generated.
+The two answers begin with the same tokens. A prompt followed by these goes through the model once, and the logits of
+the two tokens that come next decide: always a valid answer, and no text is generated.
 Small models run here, in numpy; larger ones in ``torch_scorer.py``, in torch.
 """
 
@@ -15,7 +15,7 @@ from functools import cache
 from ..models.answer_tokens import decision_tokens
 from ..models.folder import prompt_format_of, resolve_model
 from ..models.numpy_qwen2 import SmallModel, chat_text, fits
-from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
+from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, question
 from ..records import Decision, Observation
 from ..system.errors import ModelError
 from .rules import RULE_POLICIES, Policy, make_rule_policy
@@ -24,8 +24,8 @@ FALLBACK = "delay_balance"
 """The rule that decides where the model cannot."""
 
 
-Scorer = Callable[[Sequence[list[dict[str, str]]]], list[float]]
-"""Conversations -> probability of ``yes`` against ``no`` for each; NaN where the logits are not finite."""
+Scorer = Callable[[Sequence[str]], list[float]]
+"""Questions -> probability of ``yes`` against ``no`` for each; NaN where the logits are not finite."""
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,12 @@ class LanguageModelPolicy:
                 raise ModelError(f"the model failed ({type(error).__name__}: {error})") from None
             if not self.fallbacks:  # once: the count tells the rest
                 log.warning("the model failed (%s: %s); %s decides", type(error).__name__, error, FALLBACK)
-            p_extend = [float("nan")] * len(observations)
-        return [
-            self._decision(observation, p_extend) for observation, p_extend in zip(observations, p_extend, strict=True)
-        ]
+            p_extend = [math.nan] * len(observations)
+        return [self._decision(observation, p) for observation, p in zip(observations, p_extend, strict=True)]
 
     def probabilities(self, observations: Sequence[Observation]) -> list[float]:
         """Probability of ``yes`` against ``no`` for each observation."""
-        return self._scorer([ask(observation, self.prompt_format) for observation in observations])
+        return self._scorer([question(observation, self.prompt_format) for observation in observations])
 
     def _decision(self, observation: Observation, p_extend: float) -> Decision:
         if not 0 <= p_extend <= 1:
@@ -71,7 +69,7 @@ class LanguageModelPolicy:
                 raise ModelError("the model's logits are not finite numbers; give another model")
             self.fallbacks += 1
             return self._rule.decide([observation])[0]
-        return Decision("yes", p_extend) if p_extend >= 0.5 else Decision("no", 1 - p_extend)
+        return Decision("yes" if p_extend >= 0.5 else "no")
 
 
 def resolve_policy(name: str) -> str:
@@ -82,30 +80,27 @@ def resolve_policy(name: str) -> str:
         raise ModelError(f"policy '{name}': not a rule ({', '.join(RULE_POLICIES)}), nor a model: {error}") from None
 
 
-def small_policy(model_path: str, *, strict: bool = False) -> LanguageModelPolicy | None:
+def small_policy(folder: str, *, strict: bool = False) -> LanguageModelPolicy | None:
     """The policy of a small model (see ``models/numpy_qwen2.py``), or ``None`` where the model is another kind.
 
-    Raises :class:`ModelError` where there is no such model.
+    ``folder`` is resolved. Raises :class:`ModelError` where its files are broken.
     """
-    folder = resolve_model(model_path)
     if not fits(folder):
         return None
     model = SmallModel(folder)
     answer_start, tokens = decision_tokens(model.encode, chat_text("{}"))
 
-    def p_extend(conversation: list[dict[str, str]]) -> float:
-        yes, no = model.logits(model.encode(chat_text(conversation[0]["content"])) + answer_start, tokens).tolist()
+    def p_extend(text: str) -> float:
+        yes, no = model.logits(model.encode(chat_text(text)) + answer_start, tokens).tolist()
         return 1 / (1 + math.exp(max(-50.0, min(50.0, no - yes)))) if math.isfinite(no - yes) else math.nan
 
     return LanguageModelPolicy(
-        lambda conversations: [p_extend(conversation) for conversation in conversations],
-        prompt_format_of(folder) or DEFAULT_FORMAT,
-        strict=strict,
+        lambda texts: [p_extend(text) for text in texts], prompt_format_of(folder) or DEFAULT_FORMAT, strict=strict
     )
 
 
 def light_policy(name: str, *, seed: int) -> Policy:
-    """A rule, or a small language model: a policy that a simulator's process can hold.
+    """A rule, or a small language model: a policy that a simulator's process can hold, without torch.
 
     ``seed`` matters to the random rule alone; a model is loaded once in a process. It makes labels, so no rule decides
     for it where it fails: that raises :class:`ModelError`, as does a ``name`` that is neither.

@@ -7,12 +7,13 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..models.answer_tokens import decision_tokens, shared_prefix_of
-from ..models.folder import prompt_format_of, resolve_model
+from ..models.answer_tokens import chat_texts, decision_tokens, encode, shared_prefix_of
+from ..models.folder import prompt_format_of
 from ..models.loading import load_for_inference, logits_at
-from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
+from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, as_conversation, question
 from ..records import Observation
 from .language_model import LanguageModelPolicy, resolve_policy, small_policy
 from .rules import RULE_POLICIES, Policy, make_rule_policy
@@ -26,35 +27,42 @@ _BLOCK = 256
 log = logging.getLogger(__name__)
 
 
-def make_policy(name: str, *, seed: int) -> Policy:
+def make_policy(name: str, *, seed: int, device: str = "auto") -> Policy:
     """A rule policy, or the language model in a folder; ``seed`` matters to the random rule alone.
 
-    Raises :class:`ModelError` where ``name`` is neither.
+    With ``device`` = ``auto`` a small model runs in numpy, and any other on a GPU where there is one; with a torch
+    device, such as ``cpu``, every model runs there. Raises :class:`ModelError` where ``name`` is neither.
     """
     if name in RULE_POLICIES:
         return make_rule_policy(name, seed=seed)
     model = resolve_policy(name)
-    return small_policy(model) or torch_policy(model)
+    return (small_policy(model) if device == "auto" else None) or _torch_policy(model, device)
 
 
-def torch_policy(model_path: str, *, device: str = "auto", threads: int = 1) -> LanguageModelPolicy:
-    """Any causal language model as a policy, run by transformers.
-
-    ``threads`` are torch's, for the whole process: one is fastest for small models. Raises :class:`ModelError`.
-    """
+def _torch_policy(model: str, device: str) -> LanguageModelPolicy:
     import torch
 
-    torch.set_num_threads(threads)
-    prompt_format = prompt_format_of(resolve_model(model_path)) or DEFAULT_FORMAT
-    return LanguageModelPolicy(TorchScorer(*load_for_inference(model_path, device), prompt_format), prompt_format)
+    torch.set_num_threads(1)  # fastest for small models, and others work beside this process
+    prompt_format = prompt_format_of(model) or DEFAULT_FORMAT
+    return LanguageModelPolicy(TorchScorer(*load_for_inference(model, device), prompt_format), prompt_format)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    index: int
+    """Position in the caller's batch."""
+    ids: list[int]
+    """Tokens that are still to be read, up to where the answers part."""
+    cached: bool
+    """Whether the tokens before them are in the cache."""
 
 
 class TorchScorer:
-    """Scores conversations at the token where the answers part.
+    """Scores questions at the token where the answers part.
 
-    What all conversations of a form begin with goes through the model once, here; its keys and values are kept, and
-    a conversation costs the tokens that follow. Conversations of like length go through in chunks. One that does
-    not begin with just those tokens (a tokenizer may merge across the border) is scored whole.
+    What all prompts of a format begin with goes through the model once, here; its keys and values are kept, and a
+    prompt costs the tokens that follow. Prompts of like length go through in chunks. One that does not begin with just
+    those tokens (a tokenizer may merge across the border) is scored whole.
     """
 
     def __init__(
@@ -72,90 +80,83 @@ class TorchScorer:
 
         self.model, self.tokenizer = model, tokenizer
         # what the first number starts with may decide which token the text before it ends in
-        prompts = self._render(
-            [ask(Observation("", time, (), "", 0, 0, 0, 0, 0, {}), prompt_format) for time in (1, 20, 300)]
+        texts = self._render(
+            [question(Observation("", time, (), "", 0, 0, 0, 0, 0, {}), prompt_format) for time in (1, 20, 300)]
         )
-        self._answer_start, self._decision_tokens = decision_tokens(lambda text: self._encode([text])[0], prompts[0])
+        self._answer_start, self._decision_tokens = decision_tokens(lambda text: encode(tokenizer, [text])[0], texts[0])
         self._on_gpu = model.device.type == "cuda"
         self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]
         self._head = model.get_output_embeddings()
         self._lock = threading.Lock()
-        self._prefix = (
-            shared_prefix_of(self._encode(prompts)) if share_prefix and supports_prefix_packing(model) else []
-        )
+        self._prefix: list[int] = []
+        if share_prefix and supports_prefix_packing(model):
+            self._prefix = shared_prefix_of(encode(tokenizer, texts))
         if self._prefix:
             with torch.inference_mode():
                 ids = torch.tensor([self._prefix], device=model.device)
                 self._prefix_cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def __call__(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
-        """Probability of ``yes`` against ``no`` for each conversation."""
+    def __call__(self, questions: Sequence[str]) -> list[float]:
+        """Probability of ``yes`` against ``no`` for each question."""
         import torch
 
         with self._lock:
             try:
-                return self._p_extend(conversations)
+                return self._p_extend(questions)
             except torch.OutOfMemoryError:
                 self._chunk_tokens = max(1, self._chunk_tokens // 2)
                 log.warning("the GPU's memory is full; going on with %d tokens at once", self._chunk_tokens)
             torch.cuda.empty_cache()
-            return self._p_extend(conversations)
+            return self._p_extend(questions)
 
-    def _p_extend(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
+    def _p_extend(self, questions: Sequence[str]) -> list[float]:
         import torch
 
         indices, p_extend = [], []
         with torch.inference_mode():
-            for has_prefix, chunk in self._chunks(self._render(conversations)):
-                indices += [index for index, _ in chunk]
-                p_extend.append(
-                    self._forward([row for _, row in chunk], has_prefix=has_prefix)
-                )  # a GPU is not waited for here
+            for chunk in self._chunks(self._render(questions)):
+                indices += [prompt.index for prompt in chunk]
+                p_extend.append(self._forward(chunk))  # a GPU is not waited for here
             found = torch.cat(p_extend).tolist()
         return [p for _, p in sorted(zip(indices, found, strict=True))]
 
-    def _render(self, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
-        return self.tokenizer.apply_chat_template(list(conversations), add_generation_prompt=True, tokenize=False)
+    def _render(self, questions: Sequence[str]) -> list[str]:
+        return chat_texts(self.tokenizer, map(as_conversation, questions))
 
-    def _encode(self, prompts: list[str]) -> list[list[int]]:
-        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    def _chunks(self, texts: list[str]) -> Iterator[list[_Prompt]]:
+        """Rendered prompts in chunks of like length, the longest first; those of a chunk are all cached, or none is."""
+        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+        for start in range(0, len(texts), _BLOCK):
+            block = by_length[start : start + _BLOCK]
+            ids = encode(self.tokenizer, [texts[index] for index in block])
+            prompts = [self._prompt(index, tokens) for index, tokens in zip(block, ids, strict=True)]
+            for cached in (True, False):
+                yield from _even_chunks([prompt for prompt in prompts if prompt.cached is cached], self._chunk_tokens)
 
-    def _chunks(self, prompts: list[str]) -> Iterator[tuple[bool, list[tuple[int, list[int]]]]]:
-        """Cut a batch into chunks, the longest prompts first: whether they go behind the memory, (place, tokens)."""
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-        for start in range(0, len(order), _BLOCK):
-            block = order[start : start + _BLOCK]
-            groups: dict[bool, list[tuple[int, list[int]]]] = {True: [], False: []}
-            for index, row in zip(block, self._encode([prompts[index] for index in block]), strict=True):
-                has_prefix = bool(self._prefix) and row[: len(self._prefix)] == self._prefix
-                groups[has_prefix].append(
-                    (index, (row[len(self._prefix) :] if has_prefix else row) + self._answer_start)
-                )
-            for has_prefix, group in groups.items():
-                group.sort(key=lambda item: len(item[1]), reverse=True)
-                tokens = len(group) * len(group[0][1]) if group else 0
-                pieces = min(len(group), math.ceil(tokens / self._chunk_tokens))
-                for i in range(pieces):
-                    yield has_prefix, sorted(group[len(group) * i // pieces : len(group) * (i + 1) // pieces])
+    def _prompt(self, index: int, ids: list[int]) -> _Prompt:
+        length = len(self._prefix)
+        cached = length > 0 and ids[:length] == self._prefix
+        return _Prompt(index, (ids[length:] if cached else ids) + self._answer_start, cached)
 
-    def _forward(self, rows: list[list[int]], *, has_prefix: bool) -> Any:
-        """Probability of ``yes`` against ``no`` behind each row, (rows,)."""
+    def _forward(self, chunk: list[_Prompt]) -> Any:
+        """Probability of ``yes`` against ``no`` behind each prompt of a chunk: (prompts,)."""
         import torch
 
         from ..models.shared_prefix import pack_with_shared_prefix, packed_positions
 
         # Attention is causal: padding on the right reaches no token before it, so the batch needs no mask.
-        width = max(map(len, rows))
-        ids = self._send([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-        ends = self._send([[len(row) - 1] for row in rows])
+        width = max(len(prompt.ids) for prompt in chunk)
+        padding = self.tokenizer.pad_token_id
+        ids = self._send([prompt.ids + [padding] * (width - len(prompt.ids)) for prompt in chunk])  # (prompts, width)
+        ends = self._send([[len(prompt.ids) - 1] for prompt in chunk])
 
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if has_prefix:
+        if chunk[0].cached:
             cache = copy.deepcopy(self._prefix_cache)  # the model adds to what it is given
             arguments = {**pack_with_shared_prefix(ids[0, :0], ids, read=len(self._prefix)), "past_key_values": cache}
             ends = packed_positions(ends, width)
         with logits_at(self._head, ends):
-            logits = self.model(**arguments).logits.view(len(rows), -1)
+            logits = self.model(**arguments).logits.view(len(chunk), -1)  # (prompts, vocabulary)
         return torch.stack([logits[:, token] for token in self._decision_tokens], -1).float().softmax(-1)[:, 0]
 
     def _send(self, rows: Any) -> Any:
@@ -164,3 +165,13 @@ class TorchScorer:
 
         tensor = torch.tensor(rows)
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self._on_gpu else tensor
+
+
+def _even_chunks(prompts: list[_Prompt], chunk_tokens: int) -> Iterator[list[_Prompt]]:
+    """``prompts`` from the longest on, in as few chunks of equal size as keep about ``chunk_tokens`` in each."""
+    prompts = sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)
+    padded = len(prompts) * len(prompts[0].ids) if prompts else 0
+    count = min(len(prompts), math.ceil(padded / chunk_tokens))
+    for i in range(count):
+        chunk = prompts[len(prompts) * i // count : len(prompts) * (i + 1) // count]
+        yield sorted(chunk, key=lambda prompt: prompt.index)
