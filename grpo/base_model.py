@@ -28,8 +28,8 @@ from pydantic.dataclasses import dataclass
 
 from .config import PromptFieldSettings, RunSettings
 from .models.answer_tokens import chat_ids, encode
-from .models.loading import save_merged
 from .models.random_states import draw_states, facts, prior
+from .models.saving import save_merged
 from .models.tokenizer import build_tokenizer
 from .prompt_builder import ANSWERS, PromptFormat, ask, build_prompt, parse_answer
 from .records import Observation

@@ -26,8 +26,9 @@ from .config import RunSettings
 from .models.answer_tokens import chat_ids
 from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_format_of, resolve_model
 from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
-from .models.loading import load_for_inference, publish, save_merged, save_tokenizer, storage_format
+from .models.loading import load_for_inference
 from .models.model_card import EXAMPLE, GGUF_FILE, ModelCard, lineage_of, model_card
+from .models.saving import publish, save_merged, save_tokenizer, storage_format
 from .policies.torch_scorer import TorchScorer
 from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, as_conversation, question
 from .records import Observation, dataset_files, observation_of, read_rows

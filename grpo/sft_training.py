@@ -46,7 +46,8 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     """
     folder, path = Path(config.output_dir), Path(config.dataset_path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
-    from grpo.models.loading import choose_backend, choose_optimizer, load_for_training, save_merged
+    from grpo.models.loading import choose_backend, choose_optimizer, load_for_training
+    from grpo.models.saving import save_merged
 
     with errors_on_all_ranks():  # all that can be refused is refused before the output folder is touched
         if config.max_steps == 0:

@@ -82,7 +82,8 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     folder = Path(config.output_dir)
-    from grpo.models.loading import choose_backend, load_for_training, save_merged
+    from grpo.models.loading import choose_backend, load_for_training
+    from grpo.models.saving import save_merged
 
     with errors_on_all_ranks():
         if folder.resolve() == Path(config.model_path).resolve():

@@ -21,7 +21,8 @@ from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.export import COIN_MARGIN, ExportConfig, adapter_of, compare, export
 from grpo.models.folder import SHIPPED, base_of, is_adapter, prompt_format_of, resolve_model
 from grpo.models.gguf_file import FileTokenizer, load_gguf
-from grpo.models.loading import load_for_inference, load_for_training, save_merged
+from grpo.models.loading import load_for_inference, load_for_training
+from grpo.models.saving import save_merged
 from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import PHASE_FIELDS, PromptFormat, ask
 from grpo.records import GRPODataEntry

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +22,9 @@ from grpo.models.loading import (
     choose_optimizer,
     load_for_inference,
     load_for_training,
-    save_merged,
 )
+from grpo.models.saving import save_merged
+from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import PromptFormat, build_messages
 from grpo.system.errors import ConfigError, ModelError, OutputError
 from grpo.system.files import disk_errors
@@ -227,7 +230,7 @@ def test_a_killed_save_is_not_a_model(random_model: Path, tmp_path: Path, monkey
     folder = tmp_path / "m"
     save_merged(model, tokenizer, folder, prompt_format=PromptFormat())
     names = {file.name for file in folder.iterdir()}
-    replace, moved = module.os.replace, []
+    replace, moved = os.replace, []
 
     def replace_or_die(source: Path, target: Path) -> None:
         if Path(source).parent.name.endswith(".scu-tsc"):
@@ -236,7 +239,7 @@ def test_a_killed_save_is_not_a_model(random_model: Path, tmp_path: Path, monkey
                 raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(module.os, "replace", replace_or_die)
+    monkeypatch.setattr("grpo.models.saving.os.replace", replace_or_die)
     with pytest.raises(KeyboardInterrupt):
         save_merged(model, tokenizer, folder, prompt_format=PromptFormat())
     with pytest.raises(ModelError):
@@ -270,8 +273,6 @@ def test_a_tokenizer_that_comes_back_different_is_refused(random_model: Path, tm
 
 
 def broken(random_model: Path, folder: Path, name: str, text: str) -> str:
-    import shutil
-
     shutil.copytree(random_model, folder)
     (folder / name).write_text(text)
     return str(folder)
@@ -288,9 +289,100 @@ def broken(random_model: Path, folder: Path, name: str, text: str) -> str:
 )
 def test_a_broken_folder_is_one_line(random_model: Path, tmp_path: Path, name: str, text: str) -> None:
     path = broken(random_model, tmp_path / "m", name, text)
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"cannot be loaded|is cut short or damaged") as caught:
         load_for_training(SFTTrainingConfig(model_path=path))
     assert "\n" not in str(caught.value) and path in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["small", "large"])  # in numpy and by transformers
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no tokenizer", r"m: holds no tokenizer\.json; save the tokenizer beside"),
+        ("cut weights", r"model\.safetensors: is cut short or damaged"),
+        ("more layers", r"m: .*(config\.json.*layers\.\d\.|layers\.\d\..*config\.json)"),
+        ("wider", r"m: .*config\.json.*, 96\)"),
+        ("link to nowhere", r"m/tokenizer_config\.json: is no file"),
+        ("folder", r"m/tokenizer_config\.json: is no file"),
+        ("pipe", r"m/tokenizer_config\.json: is no file"),
+    ],
+)
+def test_a_damaged_folder_says_what_is_wrong(
+    random_model: Path, tmp_path: Path, path: str, change: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(SHIPPED["base"] if path == "small" else random_model, tmp_path / "m"))
+    odd, weights = folder / "tokenizer_config.json", folder / "model.safetensors"
+    settings = json.loads((folder / "config.json").read_text())
+    if change == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif change == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif change in ("more layers", "wider"):
+        changes = {"num_hidden_layers": 9} if change == "more layers" else {"hidden_size": 96}
+        (folder / "config.json").write_text(json.dumps({**settings, "layer_types": None, **changes}))
+    else:
+        odd.unlink()
+        {"link to nowhere": lambda: odd.symlink_to("nowhere"), "folder": odd.mkdir, "pipe": lambda: os.mkfifo(odd)}[
+            change
+        ]()
+    with pytest.raises(ModelError, match=message) as caught:
+        make_policy(str(folder), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "cause"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "ran past its deadline"),
+        ("{% for i in range(9999) %}{{ 'x' * 999 }}{% endfor %}", "9,989,001 characters"),
+        ("{% set n = namespace(x='x' * 9) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+         "MemoryError"),
+        ("{{ raise_exception('no user\nhere') }}", "no user"),
+    ],
+)  # fmt: skip
+def test_a_chat_template_that_makes_no_prompt_is_refused(
+    random_model: Path, tmp_path: Path, template: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo.models.tokenizer._TEMPLATE_BYTES", 1 << 28)
+    if "deadline" in cause:
+        monkeypatch.setattr("grpo.models.tokenizer._TEMPLATE_S", 1)
+    path = broken(random_model, tmp_path / "m", "chat_template.jinja", template)
+    with pytest.raises(ModelError, match=f"m: its chat template cannot be used .*{cause}") as caught:
+        load_for_inference(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_comes_with_a_model_is_never_run(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where transformers would ask, and stdin says yes."""
+    folder = Path(broken(random_model, tmp_path / "m", "own.py", f"open({str(tmp_path / 'ran')!r}, 'w')"))
+    settings = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "own", "auto_map": own}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for load in (load_for_inference, lambda path: load_for_training(SFTTrainingConfig(model_path=path))):
+        with pytest.raises(ModelError, match="needs code of its own, which is never run") as caught:
+            load(str(folder))
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try five times for each of some files, a minute in all."""
+    asked: list[str] = []
+
+    def unreachable(_: Any, model: str, *, timeout: float) -> None:
+        asked.append(model)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    module._hub_has.cache_clear()
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"cannot be fetched from the hub .*check the name and the network"):
+            load_for_inference("no-such-org/unreachable")
+    assert asked == ["no-such-org/unreachable"]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

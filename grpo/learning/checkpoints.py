@@ -185,7 +185,7 @@ def gathered_model(trainer: Trainer) -> Any:
 
     unset_hf_deepspeed_config()  # or DeepSpeed would split this one too, with all processes
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(model.config)
+        whole = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         whole.generation_config = model.generation_config
         if hasattr(model, "peft_config"):
             whole = get_peft_model(whole, model.peft_config["default"])

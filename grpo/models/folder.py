@@ -31,6 +31,10 @@ CONFIGS = ("config.json", "adapter_config.json")
 ADAPTER = "adapter"
 """Folder beside the merged weights of a model that was trained with LoRA: the adapter alone."""
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_READ = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin")
+"""Endings of the files that loaders read."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_PREFIXES = ("model/", "models/", "data/", "results/", "export/")
 
@@ -52,6 +56,7 @@ def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
         if not any((path / name).is_file() for name in CONFIGS):
             hint = f"finish `{made_by}`" if made_by else "give the folder of a saved model"
             raise ModelError(f"{path}: holds neither config.json nor adapter_config.json; {hint}")
+        _check_files(path)
         return str(path)
     if path.exists():
         raise ModelError(f"{path}: is a file; give the folder of a saved model")
@@ -61,6 +66,13 @@ def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
     hint = f"make it with `{made_by}`, or give" if made_by else "give"
     names = " or ".join(f"`{name}`" for name in SHIPPED)
     raise ModelError(f"{path}: no such model folder; {hint} another folder, a hub id (org/name), {names}")
+
+
+def _check_files(folder: Path) -> None:
+    """Raise :class:`ModelError` for what no loader can read to its end: a link to nowhere, a folder, a pipe."""
+    odd = [file for file in folder.iterdir() if file.suffix in _READ and not file.is_file()]
+    if odd:
+        raise ModelError(f"{odd[0]}: is no file, or a link to none; remove it, or copy the model again")
 
 
 def is_local(model: str) -> bool:
@@ -86,9 +98,31 @@ def base_of(adapter: str) -> str:
 def model_files(model: str) -> list[Path]:
     """The files of a resolved model that decide what it answers; none for a model of the hub."""
     folder = Path(model)
-    kept = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin")
-    own = [file for file in folder.iterdir() if file.suffix in kept and file.is_file()] if folder.is_dir() else []
+    own = [file for file in folder.iterdir() if file.suffix in _READ and file.is_file()] if folder.is_dir() else []
     return [*own, *(model_files(base_of(model)) if is_adapter(model) else [])]
+
+
+def check_tokenizer(folder: str | Path) -> None:
+    """Raise :class:`ModelError` where a folder holds no tokenizer: transformers would make up an empty one."""
+    if not any((Path(folder) / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(f"{folder}: holds no {_TOKENIZERS[0]}; save the tokenizer beside the model again")
+
+
+def weight_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in a folder's safetensors files, none of which is loaded.
+
+    Raises :class:`ModelError` where a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file}: is cut short or damaged ({error}); copy the model again") from None
+    return shapes
 
 
 def write_prompt_format(folder: Path, prompt_format: PromptFormat) -> None:

@@ -212,7 +212,9 @@ def load_gguf(path: Path) -> Any:
 
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a bar that cannot be switched off
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # the loader raises anything: ValueError, KeyError, RuntimeError, ...
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path.parent}: the GGUF file cannot be read back ({cause}); export merged_16bit") from None

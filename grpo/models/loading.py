@@ -1,4 +1,4 @@
-"""Language models: where they come from, how they are loaded for training and for answering, how they are saved.
+"""Language models: who loads them, in what format, for training and for answering.
 
 The only module that imports Unsloth. Unsloth has to come before trl, transformers and peft, so a stage calls
 :func:`choose_backend` (or :func:`load_for_training`) before it imports any of them. Nothing here trains.
@@ -10,20 +10,18 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..prompt_builder import PromptFormat
 from ..system.errors import ConfigError, ModelError
-from ..system.files import disk_errors, temporary_name
 from ..system.ranks import local_rank, sharding, use_first_gpu_only, world_size
-from .folder import ADAPTER, CONFIGS, SHIPPED, base_of, is_adapter, is_local, resolve_model, write_prompt_format
-from .tokenizer import check_round_trip, check_tokenizer_file
+from .folder import SHIPPED, base_of, check_tokenizer, is_adapter, is_local, resolve_model, weight_shapes
+from .tokenizer import check_template, check_tokenizer_file
 
 if TYPE_CHECKING:
     from ..config import GRPOTrainingConfig, SFTTrainingConfig
@@ -36,7 +34,20 @@ _COMPILED = Path.home() / ".cache" / "scu_tsc" / "unsloth"
 _SMALL = 50_000_000
 """Below so many parameters a model gains nothing from 16-bit arithmetic, and its answers suffer from it."""
 
+_STACK = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+"""Packages that ``pip install 'scu-tsc[train]'`` adds."""
+
+_HUB_S = 5
+"""Seconds for the hub to answer at all."""
+
 log = logging.getLogger(__name__)
+
+
+def check_training_stack(stage: str) -> None:
+    """Raise :class:`ConfigError` where a package is missing that ``stage`` cannot do without."""
+    missing = [name for name in _STACK if find_spec(name) is None]
+    if missing:
+        raise ConfigError([f"grpo {stage} needs {missing[0]}; pip install 'scu-tsc[train]'"])
 
 
 def choose_backend(setting: Literal["auto", "unsloth", "transformers"], model: str) -> Backend:
@@ -106,22 +117,14 @@ def precision_arguments(model: Any) -> dict[str, bool]:
         return {"use_cpu": not _has_gpu(), "bf16": asked == "bf16", "fp16": asked == "fp16"}
     if not _has_gpu():
         return {"use_cpu": True, "bf16": False, "fp16": False}
-    half = sum(parameter.numel() for parameter in model.parameters()) >= _SMALL
+    half = not computes_in_fp32(model)
     bf16 = _gpu_has_bf16()
     return {"use_cpu": False, "bf16": half and bf16, "fp16": half and not bf16}
 
 
-def storage_format(model: Any) -> Any:
-    """The 16-bit torch dtype for ``model``'s weights: bf16, in which large models compute; for a small one fp16.
-
-    Rounded to bf16 the shipped model decides otherwise in 1 of 2,000 random states, to fp16 in none.
-    """
-    import torch
-
-    parameters = list(model.parameters())
-    largest = max(float(parameter.abs().max()) for parameter in parameters)
-    small = sum(parameter.numel() for parameter in parameters) < _SMALL
-    return torch.float16 if small and largest < torch.finfo(torch.float16).max else torch.bfloat16
+def computes_in_fp32(model: Any) -> bool:
+    """Whether ``model`` is so small that it computes in fp32 everywhere."""
+    return sum(parameter.numel() for parameter in model.parameters()) < _SMALL
 
 
 def plain_passes() -> bool:
@@ -226,51 +229,6 @@ def logits_at(head: Any, positions: Any) -> Iterator[None]:
         handle.remove()
 
 
-def save_merged(model: Any, tokenizer: Any, folder: str | Path, *, prompt_format: PromptFormat | None) -> None:
-    """Save ``model`` with its adapters merged, and ``tokenizer``, for plain transformers; ``model`` stays as it is.
-
-    The adapter itself goes into ``adapter/``, unless training began from an adapter: no model lies beneath it then.
-    The files are written into a folder beside their place and then moved, ``config.json`` last: a killed save
-    leaves a folder that :func:`resolve_model` refuses. Raises :class:`OutputError` where it cannot be written and
-    :class:`ModelError` where the saved tokenizer does not give the same tokens back.
-    """
-    folder = Path(folder)
-    check_weights(model, folder)
-    staging = temporary_name(folder / "model")
-    plain, state = _plain_state(model)
-    try:
-        with disk_errors(folder):
-            staging.mkdir(parents=True)
-            plain.save_pretrained(staging, state_dict=state)
-            if hasattr(model, "peft_config") and not is_adapter(model.peft_config["default"].base_model_name_or_path):
-                _save_adapter(model, staging / ADAPTER)
-                save_tokenizer(tokenizer, staging / ADAPTER, prompt_format)
-            save_tokenizer(tokenizer, staging, prompt_format)
-            check_round_trip(tokenizer, staging)
-            (folder / "config.json").unlink(missing_ok=True)
-            shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # a folder with files cannot be replaced
-            publish(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def save_tokenizer(tokenizer: Any, folder: Path, prompt_format: PromptFormat | None) -> None:
-    """Save the tokenizer, and the form in which the model is asked where it was taught one."""
-    tokenizer.save_pretrained(folder)
-    if prompt_format is not None:
-        write_prompt_format(folder, prompt_format)
-
-
-def publish(staging: Path, folder: Path) -> None:
-    """Move the files of ``staging`` into ``folder``, last the one without which the folder is no model."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in sorted(staging.iterdir(), key=lambda file: file.name in CONFIGS):
-        if file.is_file():
-            file.chmod(0o666 & ~umask)  # safetensors makes its files readable to their owner alone
-        os.replace(file, folder / file.name)
-
-
 # Loading
 
 
@@ -284,8 +242,12 @@ def _load_causal_lm(base: str, *, half: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _one_line_errors(base):
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.bfloat16 if half else torch.float32, local_files_only=is_local(base)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.bfloat16 if half else torch.float32, output_loading_info=True, **_source_arguments(base)
+        )
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, and say so in a warning
+        raise ModelError(
+            f"{base}: holds no weights for {missing[0]}, which config.json describes; save the model again"
         )
     if half and plain_passes() and find_spec("liger_kernel"):
         _apply_liger_kernels(model)
@@ -320,6 +282,7 @@ def _load_with_unsloth(base: str, config: SFTTrainingConfig | GRPOTrainingConfig
             dtype=torch.bfloat16 if half else torch.float32,
             load_in_4bit=False,
             full_finetuning=full,
+            trust_remote_code=False,
             **device_map,
         )
     return model
@@ -330,16 +293,24 @@ def _load_tokenizer(source: str) -> Any:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    if is_local(source):
+        check_tokenizer(source)
     with _one_line_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_local(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, **_source_arguments(source))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
         raise ModelError(f"{source}: the tokenizer has no chat template; give an instruction-tuned model")
+    check_template(tokenizer, source)
     if is_local(source):
         check_tokenizer_file(tokenizer, Path(source))
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _absolute_or_hub_id(source: str) -> str:
+    """A hub id as it is, a folder by its whole path: the adapter may be used from another working directory."""
+    return str(Path(source).resolve()) if is_local(source) else source
 
 
 def _merge_adapter(model: Any, adapter: str) -> Any:
@@ -377,27 +348,49 @@ def _add_lora(model: Any, config: SFTTrainingConfig | GRPOTrainingConfig, backen
         raise ModelError(f"lora_target_modules: cannot be adapted in this model ({_first_line(error)})") from None
 
 
+def _source_arguments(model: str) -> dict[str, Any]:
+    """How a resolved model is read: no code of its own is run, and the hub is not asked for what is here."""
+    return {"trust_remote_code": False, "local_files_only": is_local(model) or not _hub_has(model)}
+
+
+@cache
+def _hub_has(model: str) -> bool:
+    """Whether the hub can be reached, asked once: its client tries for a minute, with forty lines."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(model, timeout=_HUB_S)
+    except HfHubHTTPError:  # it answers; why it refuses is said where the model is loaded
+        return True
+    except Exception:  # no network, no such host, a timeout, a proxy that refuses: what is in the cache will do
+        return False
+    return True
+
+
 def _parameter_count(base: str) -> int:
-    """Parameters of a model, counted without loading its weights."""
+    """Parameters of a model, counted without loading its weights.
+
+    Raises :class:`ModelError` where the config describes weights of other shapes than a folder holds.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _one_line_errors(base), torch.device("meta"):
-        settings = AutoConfig.from_pretrained(base, local_files_only=is_local(base))
-        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(settings).parameters())
+        settings = AutoConfig.from_pretrained(base, **_source_arguments(base))
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    described = {name: tuple(weights.shape) for name, weights in model.named_parameters()}
+    for name, shape in weight_shapes(base).items() if is_local(base) else ():
+        if described.get(name, shape) != shape:
+            raise ModelError(f"{base}: {name} is {shape}, by config.json {described[name]}; save the model again")
+    return sum(map(math.prod, described.values()))
 
 
 def _is_small(model: str) -> bool:
     """Whether a folder holds few parameters, read without transformers, which must not be imported before Unsloth."""
-    from safetensors import safe_open
-
     base, _ = _base_and_adapter(model)
-    files = list(Path(base).glob("*.safetensors")) if is_local(base) else []
-    parameters = 0
-    for file in files:
-        with _one_line_errors(base), safe_open(file, framework="np") as tensors:
-            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return bool(files) and parameters < _SMALL
+    shapes = weight_shapes(base) if is_local(base) else {}
+    return bool(shapes) and sum(map(math.prod, shapes.values())) < _SMALL
 
 
 def _limit_threads(parameters: int) -> None:
@@ -421,40 +414,6 @@ def _gpu_has_bf16() -> bool:
     return torch.cuda.is_bf16_supported()
 
 
-# Saving
-
-
-def _save_adapter(model: Any, folder: Path) -> None:
-    # "auto" would look for the base on the hub to see whether its embeddings were trained: they are not
-    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to be filled in
-
-
-def _absolute_or_hub_id(source: str) -> str:
-    """A hub id as it is, a folder by its whole path: the adapter may be used from another working directory."""
-    return str(Path(source).resolve()) if is_local(source) else source
-
-
-def _plain_state(model: Any) -> tuple[Any, dict[str, Any]]:
-    """The model beneath its adapters, and its weights with the adapters added in; nothing is changed in place."""
-    if not hasattr(model, "peft_config"):
-        return model, model.state_dict()
-    from peft.tuners.lora import LoraLayer
-
-    plain = model.get_base_model()
-    state = {name.replace(".base_layer.", "."): tensor for name, tensor in plain.state_dict().items()}
-    for name, module in plain.named_modules():
-        if isinstance(module, LoraLayer):
-            for staging in [key for key in state if key.startswith(f"{name}.lora_")]:
-                del state[staging]
-            weight = module.get_base_layer().weight
-            for adapter in module.active_adapters:
-                # summed in fp32: the adapters' small steps would be lost between two 16-bit numbers
-                weight = weight.float() + module.get_delta_weight(adapter).float()
-            state[f"{name}.weight"] = weight.to(module.get_base_layer().weight.dtype).detach()
-    return plain, state
-
-
 # Messages
 
 
@@ -468,6 +427,8 @@ def _one_line_errors(source: str) -> Any:
     except MemoryError:
         raise ModelError(f"{source}: does not fit into memory; give a smaller model") from None
     except Exception as error:  # loaders raise anything: OSError, ValueError, SafetensorError, KeyError, ...
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{source}: needs code of its own, which is never run; give another model") from None
         if not is_local(source):
             raise ModelError(
                 f"{source}: cannot be fetched from the hub ({_first_line(error)}); check the name and the network, "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..system.errors import ModelError, one_line
+from .folder import check_tokenizer, weight_shapes
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -59,6 +60,7 @@ class SmallModel:
         from tokenizers import Tokenizer
 
         folder = Path(folder)
+        check_tokenizer(folder)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             _check_shapes(folder, config)
@@ -211,10 +213,7 @@ def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _check_shapes(folder: Path, config: dict[str, Any]) -> None:
     """Raise :class:`ModelError` unless the file holds just the weights that the config describes; loads none."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", framework="np") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    found = weight_shapes(folder)
     where = f"{folder}: config.json is of another model than model.safetensors:"
     for name, shape in _shapes(config):
         if (seen := found.pop(name, None)) != shape:

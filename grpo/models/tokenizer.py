@@ -7,13 +7,14 @@ read byte by byte. All words are *added* tokens of a plain ``Qwen2Tokenizer`` wi
 tokenizer's pre-tokenizer, but added tokens are found before any pre-tokenizer runs.
 
 Also: does a tokenizer come back as it was saved? transformers may replace a custom one by its model type's own without
-a word, and every prompt is then garbage.
+a word, and every prompt is then garbage. And does a chat template do its work in little time and memory?
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from ..prompt_builder import ANSWERS, ANY_LIGHT, PromptFormat, build_messages, build_prompt, system_prompt
 from ..records import ACTIONS, Observation, PhaseMetrics
 from ..system.errors import ModelError
+from ..system.forks import BranchError, in_fork
 from .answer_tokens import chat_texts, encode
 from .numpy_qwen2 import CHAT_TEMPLATE
 
@@ -77,6 +79,10 @@ def build_tokenizer(prompt_formats: Sequence[PromptFormat], extra_words: Sequenc
     return tokenizer
 
 
+_TEMPLATE_S = 20
+_TEMPLATE_BYTES = 2 << 30
+"""What it may take to render one short prompt: a chat template is a program that came with the model."""
+
 _SAMPLE = build_messages(
     '{"crossing_id":"J1","as_of":1234,"phase_order":["0","2"],"extend_seconds":5,"state":{"current_phase_id":"0",'
     '"phase_metrics_by_id":{"0":{"lanes":2,"queue":17,"wait":106},"2":{"lanes":1,"queue":0,"wait":0}}}}'
@@ -87,7 +93,8 @@ def check_round_trip(tokenizer: Any, folder: Path) -> None:
     """Raise :class:`ModelError` unless the tokenizer saved in ``folder`` gives the same tokens back."""
     from transformers import AutoTokenizer
 
-    before, after = _tokens(tokenizer), _tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    before, after = _tokens(tokenizer), _tokens(loaded)
     if before != after:
         raise ModelError(
             f"{folder}: the saved tokenizer splits a prompt into {len(after)} tokens, it was {len(before)}; "
@@ -110,6 +117,22 @@ def check_tokenizer_file(tokenizer: Any, folder: Path) -> None:
             f"{folder}: transformers replaced the tokenizer by its model type's own ({len(got)} tokens of a prompt, "
             f"{len(meant)} by {file.name}); give a model whose tokenizer is of that kind"
         )
+
+
+def check_template(tokenizer: Any, source: str) -> None:
+    """Raise :class:`ModelError` where the chat template fails, does not end or fills the memory, seen in a fork."""
+
+    def render() -> int:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + _TEMPLATE_BYTES,) * 2)
+        return len(chat_texts(tokenizer, [_SAMPLE])[0])
+
+    try:
+        in_fork(render, timeout_s=_TEMPLATE_S)
+    except BranchError as error:
+        raise ModelError(
+            f"{source}: its chat template cannot be used ({str(error).splitlines()[0]}); give another"
+        ) from None
 
 
 def _tokens(tokenizer: Any) -> list[int]:
