@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 
 from .config import PromptFieldSettings, RunSettings
 from .models.answer_tokens import chat_ids, encode
+from .models.loading import check_training_stack
 from .models.random_states import draw_states, facts, prior
 from .models.saving import save_merged
 from .models.tokenizer import build_tokenizer
@@ -310,6 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `grpo base-model`."""
     config = parse_config(BaseModelConfig, argv, description="Build the small base model from random weights.")
     folder = Path(config.output_dir)
+    check_training_stack(config.STAGE)
     claim_output(folder, config.to_dict(), if_finished=config.if_finished)
     import torch
 

@@ -16,7 +16,6 @@ from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
 from .records import OUTCOME_TERMS
-from .system.ranks import world_size
 from .system.settings import STRICT, C, StageConfig, read_config, refuse
 
 # ---------------------------------------------------------------------- shared by several stages
@@ -426,15 +425,7 @@ class GRPOTrainingConfig(
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        problems = []
-        completions = self.batch_size * self.gradient_accumulation_steps * world_size()
-        if self.estimator == "sampled" and completions % self.num_generations:
-            problems.append(
-                f"batch_size x gradient_accumulation_steps: {self.batch_size} x {self.gradient_accumulation_steps}"
-                f"{f' x {world_size()} processes' if world_size() > 1 else ''} = {completions} is not divisible by "
-                f"num_generations = {self.num_generations}"
-            )
-        problems += self._reward_problems() + self._step_problems()
+        problems = self._reward_problems() + self._step_problems()
         refuse(problems + self.prompt_format.problems() + self._cost_problems())
         return self
 

@@ -26,7 +26,7 @@ from .config import RunSettings
 from .models.answer_tokens import chat_ids
 from .models.folder import ADAPTER, base_of, is_adapter, is_local, prompt_format_of, resolve_model
 from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, load_gguf, vocabulary_of, write_gguf
-from .models.loading import load_for_inference
+from .models.loading import check_training_stack, load_for_inference
 from .models.model_card import EXAMPLE, GGUF_FILE, ModelCard, lineage_of, model_card
 from .models.saving import publish, save_merged, save_tokenizer, storage_format
 from .policies.torch_scorer import TorchScorer
@@ -35,7 +35,15 @@ from .records import Observation, dataset_files, observation_of, read_rows
 from .system.command_line import parse_config
 from .system.console import say
 from .system.errors import ConfigError, DataError, ModelError, UnreliableError
-from .system.files import claim_output, disk_errors, temporary_name, write_json, write_manifest, write_text
+from .system.files import (
+    check_output,
+    claim_output,
+    disk_errors,
+    temporary_name,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from .system.settings import STRICT
 
 
@@ -110,8 +118,10 @@ def export(config: ExportConfig) -> Path:
     :class:`UnreliableError` where the export decides otherwise than the model. All that can be refused is refused
     before the output folder is touched.
     """
-    source = resolve_model(config.model_path)
     folder = Path(config.output_dir)
+    check_training_stack(config.STAGE)
+    check_output(folder, if_finished=config.if_finished)
+    source = resolve_model(config.model_path)
     if folder.resolve() == Path(source).resolve():
         raise ConfigError([f"output_dir: {folder} is also model_path; give the export another folder"])
     taught = prompt_format_of(source)
@@ -119,13 +129,14 @@ def export(config: ExportConfig) -> Path:
     adapter = adapter_of(source) if config.format == "adapter" else None
     states, origin = _states(config)
     questions = [question(state, prompt_format) for state in states]
+    say(f"export: loading {config.model_path}")
     model, tokenizer = load_for_inference(source, "cpu")
     vocabulary = _vocabulary(model, tokenizer, source) if config.format == "gguf" else None
     say(f"export: asking {config.model_path} for its decisions on {len(states)} states ({origin})")
     before = _probabilities(model, tokenizer, questions)
     if not all(map(math.isfinite, before)):
         raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
-    claim_output(folder, config.to_dict(), if_finished=config.if_finished)
+    claim_output(folder, config.to_dict(), if_finished=config.if_finished, reads=[source])
     staging = temporary_name(folder / "export")
     try:
         with disk_errors(folder):

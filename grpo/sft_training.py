@@ -7,26 +7,38 @@ Run: ``grpo sft --config config/sft_config.yaml`` or ``python grpo/sft_training.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the path must lead to the package, not into its folder
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import json
 import os
-import shutil
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import SFTTrainingConfig
-from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, checkpoint_to_resume, gathered_model, train_from
+from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, claim_training, gathered_model, train_from
 from grpo.learning.distributed import broadcast_from_main, destroy_process_group, errors_on_all_ranks
 from grpo.models.answer_tokens import chat_ids, encode
 from grpo.models.folder import model_files, resolve_model
+from grpo.models.loading import (
+    check_training_stack,
+    choose_backend,
+    choose_optimizer,
+    load_for_training,
+    precision_arguments,
+)
+from grpo.models.saving import save_merged
 from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_prompt
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, DataError, ModelError
-from grpo.system.files import claim_output, digest, write_json, write_manifest
+from grpo.system.files import check_output, digest, write_json, write_manifest
 from grpo.system.ranks import is_main_process, process_layout
 
 if TYPE_CHECKING:
@@ -46,30 +58,31 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     """
     folder, path = Path(config.output_dir), Path(config.dataset_path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
-    from grpo.models.loading import choose_backend, choose_optimizer, load_for_training
-    from grpo.models.saving import save_merged
-
+    check_training_stack(config.STAGE)
     with errors_on_all_ranks():  # all that can be refused is refused before the output folder is touched
+        check_output(folder, if_finished=config.if_finished)
         if config.max_steps == 0:
             raise ConfigError(["max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"])
         if folder.resolve() == Path(config.model_path).resolve():
             raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+        source = resolve_model(config.model_path)
         rows = load_sft_rows(path)
         prompt_format = _format_of(rows, path)
-        choose_backend(config.backend, resolve_model(config.model_path))  # Unsloth comes before transformers
-        from transformers.utils import logging as transformers_logging
+        say(f"sft: loading {config.model_path}, for {len(rows)} rows of {path}")
+        choose_backend(config.backend, source)  # before transformers is imported
+        from grpo.learning.progress import check_reporters, quiet_libraries
 
-        from grpo.learning.progress import check_reporters
-
-        transformers_logging.set_verbosity_error()
+        quiet_libraries()
         check_reporters(config.report_to)
         optimizer = choose_optimizer(config.optim)
         loaded = load_for_training(config)
         examples = tokenize(
             [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
         )
-    inputs = digest([path, *model_files(resolve_model(config.model_path))])
-    resume = broadcast_from_main(lambda: _claim(config, folder, inputs))
+    inputs = digest([path, *model_files(source)])
+    resume = broadcast_from_main(
+        lambda: claim_training(config, inputs=inputs, reads=(path, source), ignore=FREE_ON_RESUME)
+    )
     checkpoints = folder / "checkpoints"
     trainer = make_trainer(config, loaded, examples, checkpoints, optimizer=optimizer)
     train_from(trainer, resume, checkpoints)
@@ -88,19 +101,6 @@ def train_sft(config: SFTTrainingConfig) -> Path:
             manifest = {"inputs_sha256": inputs, "backend": loaded.backend, **process_layout(), **report}
             write_manifest(folder, config.STAGE, config.to_dict(), **manifest)
     return folder
-
-
-def _claim(config: SFTTrainingConfig, folder: Path, inputs: str) -> Path | None:
-    """Make ``folder`` ready; returns the checkpoint to go on from, if any."""
-    if config.resume_from_checkpoint not in ("auto", "never"):  # refuse a bad path before anything is moved
-        checkpoint_to_resume(config.resume_from_checkpoint, folder, interrupted=False)
-    settings = {**config.to_dict(), **process_layout(), "inputs_sha256": inputs}
-    interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=FREE_ON_RESUME)
-    checkpoints = folder / "checkpoints"
-    resume = checkpoint_to_resume(config.resume_from_checkpoint, checkpoints, interrupted=interrupted)
-    if resume is None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return resume
 
 
 def _check_format(report: dict[str, Any], config: SFTTrainingConfig) -> None:
@@ -208,7 +208,6 @@ def make_trainer(
     from trl import SFTConfig, SFTTrainer
 
     from grpo.learning.progress import LogLines, quiet
-    from grpo.models.loading import precision_arguments
 
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     arguments = SFTConfig(

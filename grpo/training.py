@@ -17,14 +17,15 @@ if not __package__:  # run as a script: the path must lead to the package, not i
 
 import logging
 import os
-import shutil
 import warnings
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from grpo.config import GRPOTrainingConfig
-from grpo.learning.checkpoints import checkpoint_to_resume, gathered_model, train_from
+from grpo.learning.checkpoints import claim_training, gathered_model, train_from
 from grpo.learning.distributed import (
     broadcast_from_main,
     destroy_process_group,
@@ -34,12 +35,20 @@ from grpo.learning.distributed import (
 from grpo.learning.reward import Rewards, sampling_weights
 from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
 from grpo.models.folder import model_files, prompt_format_of, resolve_model
+from grpo.models.loading import (
+    check_training_stack,
+    choose_backend,
+    choose_optimizer,
+    load_for_training,
+    precision_arguments,
+)
+from grpo.models.saving import save_merged
 from grpo.records import dataset_files
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
-from grpo.system.errors import ConfigError, OutputError
-from grpo.system.files import MANIFEST, claim_output, digest, write_json, write_manifest, write_text
-from grpo.system.ranks import is_main_process, process_layout, sharding
+from grpo.system.errors import ConfigError
+from grpo.system.files import check_output, digest, write_json, write_manifest, write_text
+from grpo.system.ranks import is_main_process, process_layout, sharding, world_size
 
 if TYPE_CHECKING:
     import datasets
@@ -82,22 +91,14 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     folder = Path(config.output_dir)
-    from grpo.models.loading import choose_backend, load_for_training
-    from grpo.models.saving import save_merged
-
+    check_training_stack(config.STAGE)
     with errors_on_all_ranks():
-        if folder.resolve() == Path(config.model_path).resolve():
-            raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
-        source = resolve_model(config.model_path, made_by="grpo sft")
-        _check_prompt_format(source, config)
+        source = _check_settings(config, folder)
+        say(f"train: loading {config.model_path}, and rows of {config.dataset_path}")
         choose_backend(config.backend, source)  # before transformers is imported
-        from transformers.utils import logging as transformers_logging
+        from grpo.learning.progress import check_reporters, quiet_libraries
 
-        from grpo.learning.progress import check_reporters
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        logging.getLogger("accelerate").setLevel(logging.WARNING)
+        quiet_libraries()
         check_reporters(config.report_to)
     rows = main_process_first(
         lambda: load_grpo_dataset(
@@ -114,33 +115,40 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         rewards = Rewards.from_config(config, train["advantage"])
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
     resume = broadcast_from_main(
-        lambda: _claim(config, folder, inputs=digest([*dataset_files(config.dataset_path), *model_files(source)]))
+        lambda: claim_training(
+            config,
+            inputs=digest([*dataset_files(config.dataset_path), *model_files(source)]),
+            reads=(config.dataset_path, source),
+            ignore=FREE_ON_RESUME,
+        )
     )
     arguments.eval_on_start = len(held_out) > 0 and resume is None
     trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     train_from(trainer, resume, folder)
-
-    state = trainer.state
-    best = state.best_global_step if len(held_out) else state.global_step
-    _report_best(state.log_history, best)
+    model = gathered_model(trainer)
     with errors_on_all_ranks():
-        model = gathered_model(trainer)
         if is_main_process():
-            save_merged(model, loaded.tokenizer, folder, prompt_format=config.prompt_format)
-            _write_config(folder, config)
-            write_json(folder / "training_log.json", state.log_history)
-            write_manifest(
-                folder,
-                config.STAGE,
-                config.to_dict(),
-                backend=loaded.backend,
-                **process_layout(),
-                rows={"train": len(train), "held_out": len(held_out)},
-                steps=state.global_step,
-                best_step=best,
-                best_held_out_reward=state.best_metric,
-            )
+            _save(config, model, loaded, trainer.state, rows={"train": len(train), "held_out": len(held_out)})
     return folder
+
+
+def _check_settings(config: GRPOTrainingConfig, folder: Path) -> str:
+    """The model to train, resolved; raises what can be said of settings and folders before anything is loaded."""
+    check_output(folder, if_finished=config.if_finished)
+    if folder.resolve() == Path(config.model_path).resolve():
+        raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+    answers = config.batch_size * config.gradient_accumulation_steps * world_size()
+    if answers % config.group_size:
+        raise ConfigError(
+            [
+                f"batch_size x gradient_accumulation_steps: {config.batch_size} x {config.gradient_accumulation_steps}"
+                f"{f' x {world_size()} processes' if world_size() > 1 else ''} = {answers} is not divisible by "
+                f"num_generations = {config.num_generations}"
+            ]
+        )
+    source = resolve_model(config.model_path, made_by="grpo sft")
+    _check_prompt_format(source, config)
+    return source
 
 
 def _check_prompt_format(source: str, config: GRPOTrainingConfig) -> None:
@@ -162,8 +170,6 @@ def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: 
     between `yes` and `no` to nothing, and rows where the choice hardly matters would weigh as much as the others.
     """
     from trl import GRPOConfig
-
-    from grpo.models.loading import choose_optimizer, precision_arguments
 
     sampled = config.estimator == "sampled"
     if sampled and config.use_vllm and find_spec("vllm") is None:
@@ -252,50 +258,45 @@ def build_trainer(
     return trainer
 
 
-# The run's folder
+# The result
 
 
-def _claim(config: GRPOTrainingConfig, folder: Path, *, inputs: str) -> Path | None:
-    """Make ``folder`` ready; returns the checkpoint to go on from, if any."""
-    wanted = config.resume_from_checkpoint
-    inside = wanted not in ("auto", "never") and folder.resolve() in Path(wanted).resolve().parents
-    if inside and (folder / MANIFEST).exists():
-        raise OutputError(f"{folder}: is finished; to train on from its checkpoint {wanted} give another output_dir")
-    if wanted not in ("auto", "never"):
-        checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
-    interrupted = claim_output(
+def _save(config: GRPOTrainingConfig, model: Any, loaded: LoadedModel, state: Any, *, rows: dict[str, int]) -> None:
+    """Write all that ``config.output_dir`` is to hold, the manifest last, and say what came out."""
+    folder = Path(config.output_dir)
+    best = state.best_global_step if rows["held_out"] else state.global_step
+    save_merged(model, loaded.tokenizer, folder, prompt_format=config.prompt_format)
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    write_text(folder / "training_config.yaml", settings)
+    write_json(folder / "training_log.json", state.log_history)
+    write_manifest(
         folder,
-        {**config.to_dict(), **process_layout(), "inputs_sha256": inputs},
-        if_finished=config.if_finished,
-        ignore=FREE_ON_RESUME,
+        config.STAGE,
+        config.to_dict(),
+        backend=loaded.backend,
+        **process_layout(),
+        rows=rows,
+        steps=state.global_step,
+        best_step=best,
+        best_held_out_reward=state.best_metric,
     )
-    if inside and not interrupted:
-        raise OutputError(
-            f"{wanted}: belongs to a run with other settings or inputs, now moved aside as {folder.name}.N; "
-            "give the checkpoint's new place to go on from it with these settings"
-        )
-    resume = checkpoint_to_resume(wanted, folder / "checkpoints", interrupted=interrupted)
-    if resume is None:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return resume
+    say(f"train: {_summary(state.log_history, best, state.global_step)}")
 
 
-def _report_best(history: list[dict[str, Any]], best_step: int | None) -> None:
+def _summary(history: list[dict[str, Any]], best: int, steps: int) -> str:
+    """What came out, in one sentence: the reward before and after, and which step was kept."""
     held_out = {entry["step"]: entry["eval_reward"] for entry in history if "eval_reward" in entry}
-    if best_step == 0:
-        say(
-            f"train: kept the model as it was, held-out reward {held_out[0]:.4g}: every checkpoint was worse; "
+    trained = [entry["reward"] for entry in history if "reward" in entry]
+    if held_out and best == 0:
+        return (
+            f"kept the model as it was, held-out reward {held_out[0]:.4g}: every checkpoint was worse; "
             "try a lower learning_rate, more rows, or a longer run"
         )
-    elif best_step in held_out:
-        before = f", {held_out[0]:.4g} before training" if 0 in held_out else ""
-        say(f"train: kept step {best_step}, held-out reward {held_out[best_step]:.4g}{before}")
-
-
-def _write_config(folder: Path, config: GRPOTrainingConfig) -> None:
-    import yaml
-
-    write_text(folder / "training_config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    if best in held_out:
+        before = f"{held_out[0]:.4g} -> " if 0 in held_out else ""
+        return f"held-out reward {before}{held_out[best]:.4g}: kept step {best} of {steps}"
+    change = f"reward of the training rows {trained[0]:.4g} -> {trained[-1]:.4g}: " if trained else ""
+    return f"{change}kept step {best} of {steps}, the last one: no rows are held out to choose by"
 
 
 # Command line

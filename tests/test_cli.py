@@ -174,6 +174,27 @@ def test_network_to_evaluation_without_the_training_stack(without_training_stack
     assert made <= {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")}
 
 
+@pytest.mark.parametrize("stage", ["sft", "train", "export", "base-model"])
+def test_a_stage_that_needs_torch_says_so_where_it_is_not_installed(stage: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules.update(torch=None)\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])}
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "grpo", stage, "--output-dir", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stderr == f"error: grpo {stage} needs torch; pip install 'scu-tsc[train]'\n"
+    assert (done.returncode, done.stdout, output.exists()) == (2, "", False)
+
+
+@pytest.mark.parametrize("stage", ["sft", "train", "export"])
+def test_a_finished_folder_is_refused_before_anything_heavy_is_loaded(light: Run, stage: str, tmp_path: Path) -> None:
+    for name in ("manifest.json", "run.json"):
+        (tmp_path / name).write_text("{}")
+    program = "import grpo.models.loading as m; m._STACK = (); from grpo.__main__ import run; run()"
+    done = light("-c", program, stage, "--output-dir", str(tmp_path), cwd=tmp_path)
+    assert done.stderr.startswith(f"error: {tmp_path}: holds the result of a finished run; choose another folder")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
 # ---------------------------------------------------------------------- mistakes
 
 

@@ -19,7 +19,7 @@ from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig
 from grpo.sft_data import SFTDataConfig, make_sft_data
-from grpo.system.errors import ModelError
+from grpo.system.errors import ConfigError, ModelError
 from grpo.system.ranks import use_first_gpu_only
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,13 +221,23 @@ def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: P
     assert sorted(path.name for path in out.glob("*")) == (["manifest.json", "run.json"] if stage == "train" else [])
 
 
-def test_settings_count_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {"estimator": "sampled", "batch_size": 2, "gradient_accumulation_steps": 1}
-    with pytest.raises(ValueError, match="2 x 1 = 2 is not divisible"):
-        GRPOTrainingConfig(**settings)
+def test_groups_of_answers_are_shared_out_over_the_processes(
+    monkeypatch: pytest.MonkeyPatch, random_model: Path, tmp_path: Path
+) -> None:
+    """What is right for two processes is wrong for one; the settings themselves are valid for both."""
+    from grpo.training import _check_settings
+
+    config = GRPOTrainingConfig(
+        model_path=str(random_model), estimator="sampled", batch_size=2, gradient_accumulation_steps=1
+    )
+    with pytest.raises(ConfigError, match="2 x 1 = 2 is not divisible by num_generations = 4"):
+        _check_settings(config, tmp_path / "out")
     monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="2 x 1 x 3 processes = 6 is not divisible"):
+        _check_settings(config, tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert GRPOTrainingConfig(**settings)
+    assert _check_settings(config, tmp_path / "out") == str(random_model)
 
 
 def test_a_process_without_a_launcher_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

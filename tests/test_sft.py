@@ -382,8 +382,9 @@ def test_bad_settings_leave_the_output_alone(
 ) -> None:
     out = tmp_path / "m"
     out.mkdir()
-    (out / "manifest.json").write_text("{}")
+    for name in ("manifest.json", "run.json"):
+        (out / name).write_text("{}")
     with pytest.raises(error, match=message) as caught:
         train_sft(replace(settings(random_model, sft_file, out, if_finished="move_aside"), **others))
     assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == ["m"] and os.listdir(out) == ["manifest.json"]
+    assert os.listdir(tmp_path) == ["m"] and sorted(os.listdir(out)) == ["manifest.json", "run.json"]

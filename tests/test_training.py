@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -264,10 +265,11 @@ def test_help_needs_no_training_stack(command: list[str], tmp_path: Path) -> Non
     assert "default: 1e-05" in done.stdout
 
 
-def test_script_does_not_put_the_package_folder_on_the_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["training.py", "sft_training.py"])
+def test_script_does_not_put_the_package_folder_on_the_path(script: str, tmp_path: Path) -> None:
     code = (
-        f"import runpy, sys; sys.argv = ['training.py']; sys.path.insert(0, {str(ROOT / 'grpo')!r})\n"
-        f"runpy.run_path({str(ROOT / 'grpo' / 'training.py')!r})\n"
+        f"import runpy, sys; sys.argv = [{script!r}]; sys.path.insert(0, {str(ROOT / 'grpo')!r})\n"
+        f"runpy.run_path({str(ROOT / 'grpo' / script)!r})\n"
         "import grpo; print([p for p in sys.path if p.rstrip('/').endswith('/grpo')], grpo.__file__)"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -292,7 +294,9 @@ EXACT = {"estimator": "exact"}
 
 
 @pytest.mark.parametrize("estimator", [{"num_generations": 8}, EXACT], ids=["sampled", "exact"])
-def test_training_raises_the_reward(answering_model: Path, tmp_path: Path, estimator: dict[str, Any]) -> None:
+def test_training_raises_the_reward(
+    answering_model: Path, tmp_path: Path, estimator: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The better action is always `no`; the model starts with a coin and has to find out."""
     rows = []
     for row in tiny_rows(40, seed=3):
@@ -327,6 +331,11 @@ def test_training_raises_the_reward(answering_model: Path, tmp_path: Path, estim
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["best_held_out_reward"] == max(held_out[1:]) > 1.5
     assert manifest["rows"]["held_out"] == 8
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"train: loading {answering_model}, and rows of {data}"
+    summary = r"train: held-out reward (\S+) -> (\S+): kept step (\d+) of 40"
+    before, after, step = re.fullmatch(summary, said[-1]).groups()  # type: ignore[union-attr]
+    assert (before, after) == (f"{held_out[0]:.4g}", f"{max(held_out):.4g}") and int(step) == manifest["best_step"]
     assert manifest["rows"]["train"] < 30, "the rest of a held-out scenario must not be trained on"
     assert GRPOTrainingConfig.from_yaml(folder / "training_config.yaml") == config
 
@@ -425,6 +434,18 @@ def test_killed_run_ends_with_the_same_bits(answering_model: Path, tmp_path: Pat
     assert "going on from step" in done.stderr
     assert weights(tmp_path / "killed") == expected
     assert done.stdout.strip() == str(tmp_path / "killed")
+
+
+def test_a_summary_says_what_came_out() -> None:
+    from grpo.training import _summary
+
+    held_out = [{"step": 0, "eval_reward": 0.5}, {"step": 4, "eval_reward": 0.75}, {"step": 8, "eval_reward": 0.7}]
+    trained: list[dict[str, Any]] = [{"step": 1, "reward": 0.25}, {"step": 8, "reward": 0.5}, {"step": 8, "loss": 1}]
+    assert _summary(trained + held_out, 4, 8) == "held-out reward 0.5 -> 0.75: kept step 4 of 8"
+    assert _summary(held_out[1:], 4, 8) == "held-out reward 0.75: kept step 4 of 8"  # resumed: the start is not known
+    assert _summary(held_out, 0, 8).startswith("kept the model as it was, held-out reward 0.5: every checkpoint")
+    assert _summary(trained, 8, 8).startswith("reward of the training rows 0.25 -> 0.5: kept step 8 of 8, the last")
+    assert _summary([], 8, 8).startswith("kept step 8 of 8")
 
 
 # Sampling
@@ -597,7 +618,8 @@ def test_finished_run_is_kept(answering_model: Path, dataset: Path, tmp_path: Pa
 def test_bad_input_leaves_the_output_alone(answering_model: Path, dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    (output / "manifest.json").write_text("{}")
+    for name in ("manifest.json", "run.json"):
+        (output / name).write_text("{}")
     config = small(answering_model, dataset, output, if_finished="move_aside")
     empty = write_dataset(tmp_path / "bare", tiny_rows(4, with_outcomes=False))
     cases: dict[str, dict[str, Any]] = {
@@ -616,7 +638,7 @@ def test_bad_input_leaves_the_output_alone(answering_model: Path, dataset: Path,
             train_grpo(dataclasses.replace(config, **changes))
     with pytest.raises(ConfigError, match="also model_path"):
         train_grpo(dataclasses.replace(config, output_dir=str(answering_model)))
-    assert [path.name for path in output.iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "run.json"]
     assert not (tmp_path / "out.1").exists()
 
 

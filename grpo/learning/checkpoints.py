@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, how processes that train together write one, and what a full disk looks like.
+"""A training's folder and checkpoints: which one a run goes on from, and how processes that train together write one.
 
 A save that was killed half-way is not a checkpoint.
 """
@@ -9,16 +9,19 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..system.errors import ModelError
-from ..system.files import disk_errors
-from ..system.ranks import sharding, world_size
+from ..system.errors import ModelError, OutputError
+from ..system.files import MANIFEST, claim_output, disk_errors
+from ..system.ranks import process_layout, sharding, world_size
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from ..config import GRPOTrainingConfig, SFTTrainingConfig
 
 _STATE = "trainer_state.json"
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
@@ -74,6 +77,34 @@ def checkpoint_to_resume(setting: str, folder: str | Path, *, interrupted: bool)
         of = f" of {world_size()} processes" if world_size() > 1 else ""
         raise ModelError(f"resume_from_checkpoint: {path}: is not a complete checkpoint{of}; {hint}")
     return path
+
+
+def claim_training(
+    config: SFTTrainingConfig | GRPOTrainingConfig, *, inputs: str, reads: Sequence[str | Path], ignore: Sequence[str]
+) -> Path | None:
+    """Claim ``config.output_dir``; returns the checkpoint to go on from, if any.
+
+    ``inputs`` is a digest of the files that decide the result, ``reads`` are the paths that must not lie in the folder,
+    ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and :class:`ModelError`.
+    """
+    folder, wanted = Path(config.output_dir), config.resume_from_checkpoint
+    named = wanted not in ("auto", "never")
+    inside = named and folder.resolve() in Path(wanted).resolve().parents
+    if inside and (folder / MANIFEST).exists():
+        raise OutputError(f"{folder}: is finished; to train on from its checkpoint {wanted} give another output_dir")
+    if named:
+        checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
+    settings = {**config.to_dict(), **process_layout(), "inputs_sha256": inputs}
+    interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=ignore, reads=reads)
+    if inside and not interrupted:
+        raise OutputError(
+            f"{wanted}: belongs to a run with other settings or inputs, now moved aside as {folder.name}.N; "
+            "give the checkpoint's new place to go on from it with these settings"
+        )
+    resume = checkpoint_to_resume(wanted, folder / "checkpoints", interrupted=interrupted)
+    if resume is None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return resume
 
 
 def train_from(trainer: Trainer, resume: Path | None, folder: str | Path) -> None:

@@ -5,12 +5,14 @@ Imports transformers: only stages that train import this module, after the backe
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import logging as transformers_logging
 
 from ..system.console import say
 from ..system.errors import ConfigError
@@ -32,7 +34,7 @@ class LogLines(TrainerCallback):
 
     def __init__(self, stage: str, show: Mapping[str, str]) -> None:
         self._stage = stage
-        self._log_report = show
+        self._show = show
         self._began = 0.0
         self._first_step = 0
 
@@ -54,13 +56,20 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Print the line; the trainer's closing summary, which has none of the metrics, is left out."""
-        known = [(name, logs[key]) for key, name in self._log_report.items() if logs and logs.get(key) is not None]
+        known = [(name, logs[key]) for key, name in self._show.items() if logs and logs.get(key) is not None]
         if not known:
             return
         done = state.global_step - self._first_step
         remaining_s = (time.monotonic() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
         metrics = "  ".join(f"{name} {float(value):.4g}" for name, value in known)
         say(f"{self._stage}: step {state.global_step}/{state.max_steps}  {metrics}  left {clock(remaining_s)}")
+
+
+def quiet_libraries() -> None:
+    """Have transformers and accelerate say nothing but errors: what matters of the rest is said here."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
 
 
 def check_reporters(report_to: list[str]) -> None:

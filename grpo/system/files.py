@@ -150,6 +150,24 @@ def claim_output(
         raise
 
 
+def check_output(folder: str | Path, *, if_finished: str) -> None:
+    """Raise :class:`OutputError` where :func:`claim_output` would, for what ``folder`` holds; nothing is touched.
+
+    For stages that load for long before they claim.
+    """
+    if Path(folder).is_dir():
+        _check_ours(Path(folder))
+        _check_unfinished(Path(folder), if_finished)
+
+
+def _check_unfinished(folder: Path, if_finished: str) -> None:
+    if if_finished == "stop" and (folder / MANIFEST).exists():
+        raise OutputError(
+            f"{folder}: holds the result of a finished run; choose another folder, or keep it as {folder.name}.N "
+            "with --if-finished move_aside"
+        )
+
+
 def _check_ours(folder: Path) -> None:
     """Raise :class:`OutputError` where ``folder`` holds files and no run of this program; hidden files do not count."""
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -159,12 +177,8 @@ def _check_ours(folder: Path) -> None:
 
 
 def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: set[str]) -> bool:
+    _check_unfinished(folder, if_finished)
     if (folder / MANIFEST).exists():
-        if if_finished == "stop":
-            raise OutputError(
-                f"{folder}: holds the result of a finished run; choose another folder, or keep it as {folder.name}.N "
-                "with --if-finished move_aside"
-            )
         _move_aside(folder)
     resumable = False
     if (folder / RUN).exists():
