@@ -60,11 +60,9 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     check_training_stack(config.STAGE)
     with errors_on_all_ranks():  # all that can be refused is refused before the output folder is touched
-        check_output(folder, if_finished=config.if_finished)
-        if config.max_steps == 0:
-            raise ConfigError(["max_steps: 0 trains nothing; give a positive number, or -1 for whole epochs"])
         if folder.resolve() == Path(config.model_path).resolve():
             raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+        check_output(folder, if_finished=config.if_finished)
         source = resolve_model(config.model_path)
         rows = load_sft_rows(path)
         prompt_format = _format_of(rows, path)

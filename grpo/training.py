@@ -134,9 +134,9 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
 
 def _check_settings(config: GRPOTrainingConfig, folder: Path) -> str:
     """The model to train, resolved; raises what can be said of settings and folders before anything is loaded."""
-    check_output(folder, if_finished=config.if_finished)
     if folder.resolve() == Path(config.model_path).resolve():
         raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
+    check_output(folder, if_finished=config.if_finished)
     answers = config.batch_size * config.gradient_accumulation_steps * world_size()
     if answers % config.group_size:
         raise ConfigError(

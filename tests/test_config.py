@@ -305,6 +305,7 @@ def test_a_key_that_is_no_text_is_unknown(tmp_path: Path) -> None:
         (GRPOTrainingConfig, {"format_regex": "("}, "not a regular expression"),
         (GRPOTrainingConfig, {"format_regex": "yes|no"}, "has no group"),
         (GRPOTrainingConfig, {"max_steps": 0}, "0 trains nothing"),
+        (SFTTrainingConfig, {"max_steps": 0}, "0 trains nothing"),
         (GRPOTrainingConfig, {"cost_weights": {"delay": 1}}, "the terms are delay_veh_s, "),
         (GRPOTrainingConfig, {"cost_weights": {}}, "the terms are delay_veh_s, "),
         (GRPOConfig, {"cost_weights": {"delay": 1}}, "the terms are delay_veh_s, "),

@@ -370,7 +370,6 @@ def test_a_bad_sft_dataset_is_named(
     [
         ({"dataset_path": "absent.json"}, DataError, "grpo sft-data"),
         ({"model_path": "./absent"}, ModelError, "no such model folder"),
-        ({"max_steps": 0}, ConfigError, "max_steps: 0"),
         ({"optim": "adamm"}, ConfigError, "unknown optimizer"),
         ({"report_to": ["nowhere"]}, ConfigError, "report_to"),
         ({"resume_from_checkpoint": "absent"}, ModelError, "resume_from_checkpoint"),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as transformers_logging
@@ -66,7 +67,8 @@ class LogLines(TrainerCallback):
 
 
 def quiet_libraries() -> None:
-    """Have transformers and accelerate say nothing but errors: what matters of the rest is said here."""
+    """Have these libraries say nothing but errors: what matters of the rest is said here."""
+    datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.WARNING)

@@ -376,11 +376,15 @@ def _parameter_count(base: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    shapes = weight_shapes(base) if is_local(base) else {}
     with _one_line_errors(base), torch.device("meta"):
         settings = AutoConfig.from_pretrained(base, **_source_arguments(base))
+        layers = getattr(settings, "num_hidden_layers", 0)
+        if shapes and layers > len(shapes):  # before so many are made
+            raise ModelError(f"{base}: {len(shapes)} weights, by config.json {layers} layers; save the model again")
         model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     described = {name: tuple(weights.shape) for name, weights in model.named_parameters()}
-    for name, shape in weight_shapes(base).items() if is_local(base) else ():
+    for name, shape in shapes.items():
         if described.get(name, shape) != shape:
             raise ModelError(f"{base}: {name} is {shape}, by config.json {described[name]}; save the model again")
     return sum(map(math.prod, described.values()))
