@@ -120,10 +120,10 @@ def export(config: ExportConfig) -> Path:
     """
     folder = Path(config.output_dir)
     check_training_stack(config.STAGE)
-    source = resolve_model(config.model_path)
-    if folder.resolve() == Path(source).resolve():
+    if folder.resolve() == Path(config.model_path).resolve():
         raise ConfigError([f"output_dir: {folder} is also model_path; give the export another folder"])
     check_output(folder, if_finished=config.if_finished)
+    source = resolve_model(config.model_path)
     taught = prompt_format_of(source)
     prompt_format = taught or DEFAULT_FORMAT
     adapter = adapter_of(source) if config.format == "adapter" else None

@@ -301,6 +301,7 @@ def test_a_broken_folder_is_one_line(random_model: Path, tmp_path: Path, name: s
         ("no tokenizer", r"m: holds no tokenizer\.json; save the tokenizer beside"),
         ("cut weights", r"model\.safetensors: is cut short or damaged"),
         ("more layers", r"m: .*(config\.json.*layers\.\d\.|layers\.\d\..*config\.json)"),
+        ("far more layers", r"m: .*(is absent|26 weights, by config\.json 100 layers)"),
         ("wider", r"m: .*config\.json.*, 96\)"),
         ("link to nowhere", r"m/tokenizer_config\.json: is no file"),
         ("folder", r"m/tokenizer_config\.json: is no file"),
@@ -313,13 +314,14 @@ def test_a_damaged_folder_says_what_is_wrong(
     folder = Path(shutil.copytree(SHIPPED["base"] if path == "small" else random_model, tmp_path / "m"))
     odd, weights = folder / "tokenizer_config.json", folder / "model.safetensors"
     settings = json.loads((folder / "config.json").read_text())
+    shapes = {"more layers": {"num_hidden_layers": 9}, "wider": {"hidden_size": 96}}
+    shapes["far more layers"] = {"num_hidden_layers": 100}
     if change == "no tokenizer":
         (folder / "tokenizer.json").unlink()
     elif change == "cut weights":
         weights.write_bytes(weights.read_bytes()[:-100])
-    elif change in ("more layers", "wider"):
-        changes = {"num_hidden_layers": 9} if change == "more layers" else {"hidden_size": 96}
-        (folder / "config.json").write_text(json.dumps({**settings, "layer_types": None, **changes}))
+    elif change in shapes:
+        (folder / "config.json").write_text(json.dumps({**settings, "layer_types": None, **shapes[change]}))
     else:
         odd.unlink()
         {"link to nowhere": lambda: odd.symlink_to("nowhere"), "folder": odd.mkdir, "pipe": lambda: os.mkfifo(odd)}[
