@@ -83,7 +83,7 @@ def run_engine(connection: Connection, sumocfg: Path, seed: int, horizon: Rollou
                 for observation, decision in zip(due, policy.decide(due), strict=True):
                     explore = random.random() < EXPLORATION
                     taken[observation.junction_id] = random.choice(ACTIONS) if explore else decision.action
-                labels.update(engine.advance(due, keys, taken))
+                labels.update(engine.step(due, keys, taken))
             labels.update(engine.finish())
             decisions = {at: dict(taken) for at, taken in simulation.decisions.items()}
             connection.send([Point(seed, *asked[key], value[0], decisions) for key, value in labels.items()])
@@ -107,7 +107,6 @@ def run_raw(
     """Seconds for the bare steps, phase changes and measurements of one branch; saves the instant on the way."""
     with TrafficSimulation(sumocfg, seed=point.seed) as simulation:
         while simulation.time < point.time:
-            simulation.due()
             for junction_id, taken in point.decisions.get(time_text(simulation.time), {}).items():
                 simulation.apply(junction_id, taken)
             simulation.step()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "modules.md"
-CONTRACTS = ("config", "records", "prompt_builder", "sumo_interface")
+CONTRACTS = ("config", "inputs", "records", "prompt_builder", "sumo_interface")
 HEAD = """# Modules
 
 Generated from the docstrings by `python docs/modules.py`; `make lint` checks it.
 
 A file at the top of `grpo/` is a command or a contract that others build on; a folder is machinery. Each imports only
-from what stands below it in this list (`lint-imports`): commands; `learning`, `episodes`; `labels`; `policies`,
-`synthetic`, `sumo_interface`; `models`, `simulator`; `config`; `prompt_builder`; `records`; `system`.
+from what stands below it in this list (`lint-imports`): commands; `inputs`, `learning`, `episodes`; `labels`;
+`policies`, `synthetic`, `sumo_interface`; `models`, `simulator`; `config`; `prompt_builder`; `records`; `system`.
 """
 
 

@@ -28,19 +28,18 @@ from pydantic.dataclasses import dataclass
 from .config import RunSettings, SignalConfig, WorkerSettings
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
 from .episodes.report import Summary, flat, own_fault_lines, report_text, summarise, write_csv
+from .inputs import inputs_of
 from .labels.counterfactual import RolloutSpec
-from .models.folder import SHIPPED, is_local, model_files, resolve_model
+from .models.folder import SHIPPED, is_local, resolve_model
 from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .records import EpisodeResult
-from .simulator.network import read_options
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
-from .simulator.sumo_options import FILES
 from .sumo_interface import ProgramKind
 from .system.command_line import parse_config
 from .system.console import progress_bar, terminal_width
 from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError, SimulatorCrash, one_line
-from .system.files import claim_output, digest, temporary_folder, write_json, write_manifest, write_text
+from .system.files import claim_output, temporary_folder, write_json, write_manifest, write_text
 from .system.settings import STRICT, refuse
 from .system.workers import WorkerDied, cause_of_death, run_isolated
 
@@ -120,9 +119,10 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     loaded, and where every episode failed.
     """
     policies = list(dict.fromkeys(config.policy))
-    inputs = {policy: _fingerprint(policy) for policy in policies if policy not in BASELINES}
+    for policy in policies:
+        _check_policy(policy)
     scenarios = unique_names(find_scenarios(config.scenarios))
-    inputs |= {name: _scenario_digest(path) for name, path in scenarios.items()}
+    inputs = inputs_of(config)
     keys = [
         EpisodeKey(policy, name, seed)
         for name in scenarios
@@ -265,35 +265,16 @@ def _cause(error: BaseException) -> str:
 # ---------------------------------------------------------------------- input
 
 
-def _fingerprint(policy: str) -> str:
-    """What a model's folder holds, as a digest; raises where the policy is none that there is."""
+def _check_policy(policy: str) -> None:
+    """Raise :class:`GrpoError` where the policy is none that there is."""
+    if policy in BASELINES:
+        return
     if policy not in SHIPPED and "/" not in policy and not Path(policy).exists():
         near = difflib.get_close_matches(policy, (*BASELINES, *SHIPPED), n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"give {', '.join((*BASELINES, *SHIPPED))} or a model folder"
         raise ConfigError([f"policy: no policy '{policy}'; {hint}"])
-    model = resolve_model(policy, made_by="grpo train")
-    if not is_local(model):
+    if not is_local(resolve_model(policy, made_by="grpo train")):
         raise ModelError(f"{policy}: no such model folder; make it with `grpo train`, or give a downloaded one")
-    return _digest(model_files(model), ModelError)
-
-
-def _scenario_digest(sumocfg: Path) -> str:
-    """What a configuration and the files that it names hold, wherever they lie; what SUMO would write is no input."""
-    try:
-        options = read_options(sumocfg)
-        named = [Path(file) for name in FILES for file in options.files(name)]
-    except ScenarioError:  # its episodes will say why
-        named = []
-    return _digest([sumocfg, *filter(Path.is_file, named)], ScenarioError)
-
-
-def _digest(files: Sequence[Path], refusal: type[GrpoError]) -> str:
-    try:
-        return digest(files)
-    except OSError as error:
-        raise refusal(
-            f"{error.filename}: cannot be read ({error.strerror}); give other files, or the right to"
-        ) from None
 
 
 def _check_models(names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Stage `grpo generate`: drive scenarios, and at sampled decision points simulate both actions.
 
-A task is one scenario with one seed, in a process of its own (``labels/run.py``). Finished tasks and the journals of
-unfinished ones are kept, so an interrupted run goes on at the next start with the same settings. In the end the
-rows of a scenario are joined into ``<output_dir>/<scenario>/grpo_dataset.json``.
+A run is one scenario with one seed, in a process of its own (``labels/run.py``). Finished runs and the journals of
+unfinished ones are kept, so an interrupted stage goes on at the next start with the same settings and inputs. In the
+end the rows of a scenario are joined into ``<output_dir>/<scenario>/grpo_dataset.json``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from .config import GRPOConfig
-from .labels.run import LabelledRun, LabelRun, check_failure_rate, label_run, replay_run, salvage_run
+from .inputs import inputs_of
+from .labels.run import (
+    LabelledRun,
+    LabelRun,
+    check_failure_rate,
+    give_up_replay,
+    is_finished,
+    label_run,
+    replay_run,
+    salvage_run,
+)
 from .policies.language_model import light_policy
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.command_line import parse_config
@@ -36,8 +46,9 @@ _ATTEMPTS = 2
 
 def generate(config: GRPOConfig) -> int:
     """Make the dataset of ``config``; returns the number of rows. Raises :class:`GrpoError`."""
-    light_policy(config.rollout_policy, seed=0)
-    light_policy(config.behaviour_policy, seed=0)
+    policies = (config.rollout_policy, config.behaviour_policy)
+    for name in policies:
+        light_policy(name, seed=0)
     names = unique_names(find_scenarios(config.scenarios))
     output = Path(config.output_dir)
     every_run = [
@@ -47,17 +58,22 @@ def generate(config: GRPOConfig) -> int:
     runs = every_run[shard - 1 :: shards]
     if not runs:
         raise DataError(f"shard {config.shard}: there are only {len(every_run)} runs (scenarios x seeds) to share out")
-    if (output / MANIFEST).exists():
-        _remove_parts(every_run)  # of a run that was killed just after it wrote its manifest
-    claim_output(output, config.to_dict(), if_finished=config.if_finished, ignore=FREE_ON_RESUME)
+    inputs = inputs_of(config)
+    claim_output(
+        output,
+        config.to_dict() | {"inputs": inputs},
+        if_finished=config.if_finished,
+        ignore=FREE_ON_RESUME,
+        reads=[*config.scenarios, *policies],
+    )
     _label(config, runs)
     _replay(config, runs)
-    return _join(config, runs, every_run)
+    return _join(config, runs, every_run, inputs)
 
 
 def _label(config: GRPOConfig, runs: Sequence[LabelRun]) -> None:
-    """First pass: every task gets its part."""
-    missing = [run for run in runs if not run.result_path.exists()]
+    """First pass: every run is driven to its end."""
+    missing = [run for run in runs if not is_finished(run)]
     cores = usable_workers(config.max_workers) if config.executor == "local" else 1
     slots = max(1, cores // max(1, len(missing)))
     labels = failures = 0
@@ -76,24 +92,33 @@ def _label(config: GRPOConfig, runs: Sequence[LabelRun]) -> None:
 def _replay(config: GRPOConfig, runs: Sequence[LabelRun]) -> None:
     """Second pass: what failed is tried once more elsewhere, and a sample is verified."""
     open_runs, mismatches = [], []
+    unverified: list[str] = []
+    wanted = 0
     for run in runs:
         labelled = LabelledRun.read(run)
         mismatches += labelled.mismatches
-        if not labelled.replayed:
+        if labelled.replayed:
+            wanted += labelled.verified
+        else:
             open_runs.append(run)
     with progress_bar("verifying", total=len(open_runs)) as advance:
         for run, labelled, cause in _attempts(config, replay_run, open_runs):
             if cause is not None:
-                labelled = LabelledRun.read(run)
-                labelled.failed = {name: f"{before}; again: {cause}" for name, before in labelled.failed.items()}
-                labelled.replayed = True
-                labelled.write(run)
+                labelled = give_up_replay(run, cause)
             for line in labelled.mismatches:
                 print(f"warning: verification: {line}", file=sys.stderr)
             mismatches += labelled.mismatches
             _check_mismatches(mismatches, config)
+            unverified += [f"row {row}: {why}" for row, why in labelled.unverified.items()]
+            wanted += labelled.verified + len(labelled.unverified)
             advance(f"{run.name} seed {run.seed}: " + (cause or f"{labelled.verified} rows verified"))
     _check_mismatches(mismatches, config)
+    if len(unverified) > config.max_failure_rate * wanted:
+        raise UnreliableError(
+            f"{config.output_dir}: {len(unverified)} of {wanted} rows could not be verified, more than "
+            f"max_failure_rate {config.max_failure_rate:g}; mend the cause and run the same command again, or raise "
+            f"the rate; the first: {unverified[0]}"
+        )
 
 
 def _check_mismatches(mismatches: list[str], config: GRPOConfig) -> None:
@@ -107,25 +132,25 @@ def _check_mismatches(mismatches: list[str], config: GRPOConfig) -> None:
 def _attempts(
     config: GRPOConfig, function: Callable[..., Any], runs: Sequence[LabelRun], *arguments: Any
 ) -> Iterator[tuple[LabelRun, Any, str | None]]:
-    """Call ``function(config, task, *arguments)`` for each task in a fresh process; one that dies is tried again.
+    """Call ``function(config, run, *arguments)`` for each run in a fresh process; one that dies is tried again.
 
-    Yields (task, value, cause of the last death or ``None``). Raises the errors that a user can mend.
+    Yields (run, value, cause of the last death or ``None``). Raises the errors that a user can mend.
     """
-    left = list(runs)
+    pending = list(runs)
     for attempt in range(_ATTEMPTS):
         died = []
-        calls = [(config, run, *arguments) for run in left]
+        calls = [(config, run, *arguments) for run in pending]
         with closing(_processes(config, function, calls)) as results:
             for index, value, error in results:
                 if isinstance(error, GrpoError) and not isinstance(error, SimulatorCrash):
                     raise error
                 if error is None:
-                    yield left[index], value, None
+                    yield pending[index], value, None
                 elif attempt + 1 < _ATTEMPTS:
-                    died.append(left[index])
+                    died.append(pending[index])
                 else:
-                    yield left[index], None, _cause(error)
-        left = died
+                    yield pending[index], None, _cause(error)
+        pending = died
 
 
 def _processes(
@@ -152,31 +177,35 @@ def _cause(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {error}")
 
 
-def _join(config: GRPOConfig, runs: Sequence[LabelRun], every_run: Sequence[LabelRun]) -> int:
+def _join(
+    config: GRPOConfig, runs: Sequence[LabelRun], every_run: Sequence[LabelRun], inputs: dict[str, dict[str, str]]
+) -> int:
     """Write the datasets and the manifest, and remove what they were made from."""
     output = Path(config.output_dir)
-    parts: dict[LabelRun, LabelledRun] = {}
+    finished: dict[LabelRun, LabelledRun] = {}
 
     def rows_of(name: str) -> Iterator[list[dict[str, Any]]]:
         for run in runs:
             if run.name == name:
                 labelled = LabelledRun.read(run)
                 yield labelled.rows
-                parts[run] = labelled.summary()
+                finished[run] = labelled.summary()
 
     counts: dict[str, dict[str, int]] = {}
     for name in dict.fromkeys(run.name for run in runs):
         write_json_list(output / name / DATASET, rows_of(name))
-        of_runs = [labelled.counts for run, labelled in parts.items() if run.name == name]
+        of_runs = [labelled.counts for run, labelled in finished.items() if run.name == name]
         counts[name] = {key: sum(count[key] for count in of_runs) for key in of_runs[0]}
     total = sum(count["rows"] for count in counts.values())
-    cut_short = {run: labelled for run, labelled in parts.items() if labelled.ended_early}
+    cut_short = {run: labelled for run, labelled in finished.items() if labelled.ended_early}
     if total == 0 and len(cut_short) == len(runs):
         raise DataError(f"every run failed; the first: {next(iter(cut_short.values())).ended_early}")
     if total == 0 and len(runs) == len(every_run):
         raise DataError(f"{output}: no decision point was sampled; raise sample_fraction or the scenarios' duration")
     lost = sum(count["without_outcomes"] for count in counts.values())
+    unverified = _listed(labelled.unverified for labelled in finished.values())
     results = {
+        "inputs": inputs,
         "rows": total,
         "tasks": [[run.name, run.seed] for run in every_run],
         "scenarios": counts,
@@ -184,29 +213,33 @@ def _join(config: GRPOConfig, runs: Sequence[LabelRun], every_run: Sequence[Labe
             {"scenario": run.name, "seed": run.seed, "error": labelled.ended_early, "rows": labelled.counts["rows"]}
             for run, labelled in cut_short.items()
         ],
-        "quarantined": [
-            {"row": row, "cause": cause} for labelled in parts.values() for row, cause in labelled.failed.items()
-        ],
-        "retried": sum(labelled.retried for labelled in parts.values()),
-        "verified": sum(labelled.verified for labelled in parts.values()),
-        "mismatches": [line for labelled in parts.values() for line in labelled.mismatches],
+        "quarantined": _listed(labelled.failed for labelled in finished.values()),
+        "retried": sum(labelled.retried for labelled in finished.values()),
+        "verified": sum(labelled.verified for labelled in finished.values()),
+        "unverified": unverified,
+        "mismatches": [line for labelled in finished.values() for line in labelled.mismatches],
     }
-    warnings = ((len(cut_short), f"of {len(runs)} runs ended early"), (lost, f"of {total} rows have no outcomes"))
+    warnings = (
+        (len(cut_short), f"of {len(runs)} runs ended early"),
+        (lost, f"of {total} rows have no outcomes"),
+        (len(unverified), "rows could not be verified"),
+    )
     for count, what in warnings:
         if count:
             print(f"warning: {count} {what}; {output / MANIFEST} tells where", file=sys.stderr)
+    write_manifest(output, config.STAGE, config.to_dict(), **results)
     if not config.save_states:
         for name in counts:
             shutil.rmtree(output / name / "states", ignore_errors=True)
-    write_manifest(output, config.STAGE, config.to_dict(), **results)
-    _remove_parts(runs)
+    for run in runs:
+        for path in (run.result_path, run.journal):  # a kill between a finished run and the end of its journal: both
+            path.unlink(missing_ok=True)
     return total
 
 
-def _remove_parts(runs: Sequence[LabelRun]) -> None:
-    for run in runs:
-        for path in (run.result_path, run.journal):  # a kill between a part and the end of its journal leaves both
-            path.unlink(missing_ok=True)
+def _listed(causes: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of all runs, each with its cause."""
+    return [{"row": row, "cause": cause} for of_run in causes for row, cause in of_run.items()]
 
 
 def print_result(rows: int, output_dir: str) -> None:

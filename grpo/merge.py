@@ -6,23 +6,25 @@ have written, byte for byte. Run: ``grpo merge --shards data/shard1 data/shard2 
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StrictInt
 from pydantic.dataclasses import dataclass as config_class
 
 from .config import GRPOConfig, RunSettings
 from .generate import DATASET, FREE_ON_RESUME, print_result
+from .labels.replay import RunRecord
 from .labels.run import state_file
-from .records import rows_from_json
+from .records import read_json, rows_from_json
+from .simulator.scenario_files import can_be_folder
 from .system.command_line import parse_config
 from .system.errors import ConfigError, DataError
 from .system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
@@ -47,7 +49,36 @@ class MergeConfig(RunSettings):
 _FREE_BETWEEN_SHARDS = {*FREE_ON_RESUME, "shard", "output_dir", "if_finished"}
 _SAME_VERSIONS = ("eclipse-sumo", "libsumo")
 _SUMMED = ("retried", "verified")
-_JOINED = ("failures", "quarantined", "mismatches")
+_JOINED = ("failures", "quarantined", "unverified", "mismatches")
+
+
+def _folder_name(name: str) -> str:
+    if not can_be_folder(name):
+        raise ValueError(f"'{name}' cannot be the folder of a scenario")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_folder_name)]
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """What the manifest of a shard says, as far as the whole is made of it."""
+
+    stage: str
+    settings: dict[str, Any]
+    tasks: list[tuple[Name, StrictInt]]
+    """(scenario, seed) of all runs of the whole, in order."""
+    scenarios: dict[Name, dict[str, StrictInt]]
+    """Scenario -> counts of its rows here."""
+    versions: dict[str, str]
+    inputs: dict[str, dict[str, str]]
+    failures: list[dict[str, Any]]
+    quarantined: list[dict[str, Any]]
+    unverified: list[dict[str, Any]]
+    mismatches: list[str]
+    retried: StrictInt
+    verified: StrictInt
 
 
 @dataclass(frozen=True)
@@ -57,12 +88,12 @@ class Shard:
     folder: Path
     number: int
     count: int
-    manifest: dict[str, Any]
+    manifest: ShardManifest
 
     @property
     def runs(self) -> list[tuple[str, int]]:
         """(scenario, seed) of this shard's share of the runs, in order."""
-        return [(name, seed) for name, seed in self.manifest["tasks"][self.number - 1 :: self.count]]
+        return self.manifest.tasks[self.number - 1 :: self.count]
 
     def seeds(self, name: str) -> list[int]:
         """Seeds of one scenario that are this shard's, in order."""
@@ -85,12 +116,11 @@ def merge(config: MergeConfig) -> int:
             )
     _check_together(shards)
     shards.sort(key=lambda shard: shard.number)
-    whole = shards[0].manifest["tasks"]
-    names = list(dict.fromkeys(name for name, _ in whole))
+    names = list(dict.fromkeys(name for name, _ in shards[0].manifest.tasks))
     for name in names:
-        rows_from_json(_rows(shards, name, output), source=name)
+        _rows(shards, name, output)
 
-    claim_output(output, config.to_dict(), if_finished=config.if_finished)
+    claim_output(output, config.to_dict(), if_finished=config.if_finished, reads=config.shards)
     for name in names:
         write_json(output / name / DATASET, _rows(shards, name, output))
         for shard in shards:
@@ -107,23 +137,20 @@ def merge(config: MergeConfig) -> int:
 
 def _read_shard(folder: Path) -> Shard:
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8-sig"))
-        if manifest["stage"] != GRPOConfig.STAGE or manifest["settings"]["shard"] == "1/1":
-            raise DataError(f"{folder}: is no shard; make one with `grpo generate --shard I/N`")
-        number, count = map(int, manifest["settings"]["shard"].split("/"))
-        shard = Shard(folder, number, count, manifest)
-        if set(manifest["scenarios"]) != {name for name, _ in shard.runs}:
-            raise DataError(f"{path}: lists other scenarios than those of its runs; generate the shard again")
-    except FileNotFoundError:
+    if folder.is_dir() and not path.exists():
         raise DataError(
             f"{folder}: has no {MANIFEST}, so this shard is not finished; run its `grpo generate` to the end"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of a shard") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is no manifest of a shard ({error!r}); generate the shard again") from None
-    return shard
+        )
+    manifest = read_json(path, ShardManifest, remedy="give the folder of a shard, or generate the shard again")
+    shard = manifest.settings.get("shard")
+    if manifest.stage != GRPOConfig.STAGE or shard == "1/1":
+        raise DataError(f"{folder}: is no shard; make one with `grpo generate --shard I/N`")
+    if not isinstance(shard, str) or not re.fullmatch("[1-9][0-9]{0,8}/[1-9][0-9]{0,8}", shard):
+        raise DataError(f"{path}: names no shard I/N; generate the shard again")
+    number, count = map(int, shard.split("/"))
+    if set(manifest.scenarios) != {name for name, _ in manifest.tasks[number - 1 :: count]}:
+        raise DataError(f"{path}: lists other scenarios than those of its runs; generate the shard again")
+    return Shard(folder, number, count, manifest)
 
 
 def _check_together(shards: Sequence[Shard]) -> None:
@@ -137,14 +164,14 @@ def _check_together(shards: Sequence[Shard]) -> None:
         if shard.number in given:
             raise DataError(f"{given[shard.number]} and {shard.folder}: are both shard {shard.number}; give it once")
         given[shard.number] = shard.folder
-        ours, theirs = ({**one.manifest["settings"], **_versions(one)} for one in (first, shard))
+        ours, theirs = ({**one.manifest.settings, **_made_from(one)} for one in (first, shard))
         for key in sorted((ours.keys() | theirs.keys()) - _FREE_BETWEEN_SHARDS):
             if ours.get(key) != theirs.get(key):
                 raise DataError(
                     f"{both}: were made with {key} {ours.get(key)} and {theirs.get(key)}; "
                     "generate one of them again with the settings of the others"
                 )
-        for one, other in zip_longest(first.manifest["tasks"], shard.manifest["tasks"]):
+        for one, other in zip_longest(first.manifest.tasks, shard.manifest.tasks):
             if one != other:
                 raise DataError(
                     f"{both}: share out different runs ({one} and {other}); were scenarios added between? "
@@ -157,9 +184,11 @@ def _check_together(shards: Sequence[Shard]) -> None:
         )
 
 
-def _versions(shard: Shard) -> dict[str, Any]:
-    versions = shard.manifest.get("versions", {})
-    return {f"version of {package}": versions.get(package) for package in _SAME_VERSIONS}
+def _made_from(shard: Shard) -> dict[str, Any]:
+    """Versions of the simulator, and short digests of what was read, by what a message calls them."""
+    versions = {f"version of {package}": shard.manifest.versions.get(package) for package in _SAME_VERSIONS}
+    named = [(name, digest) for of_setting in shard.manifest.inputs.values() for name, digest in of_setting.items()]
+    return {**versions, **{f"files of {name}": digest[:12] for name, digest in named}}
 
 
 # ---------------------------------------------------------------------- rows
@@ -169,10 +198,10 @@ def _rows(shards: Sequence[Shard], name: str, output: Path) -> list[dict[str, An
     """All rows of one scenario as they are to be written; raises :class:`DataError` where a shard is damaged."""
     by_seed: dict[int, list[dict[str, Any]]] = {}
     for shard in shards:
-        if seeds := shard.seeds(name):
-            for row in _shard_rows(shard, name, seeds, output):
+        if shard.seeds(name):
+            for row in _shard_rows(shard, name, output):
                 by_seed.setdefault(row["seed"], []).append(row)
-    rows = [row for scenario, seed in shards[0].manifest["tasks"] if scenario == name for row in by_seed.get(seed, [])]
+    rows = [row for scenario, seed in shards[0].manifest.tasks if scenario == name for row in by_seed.get(seed, [])]
     ids = Counter(row["id"] for row in rows)
     if twice := [row for row, times in ids.items() if times > 1]:
         raise DataError(f"{name}: more than one row has the id {twice[0]}; generate the shards again")
@@ -184,45 +213,47 @@ def _rows(shards: Sequence[Shard], name: str, output: Path) -> list[dict[str, An
     return rows
 
 
-def _shard_rows(shard: Shard, name: str, seeds: list[int], output: Path) -> list[dict[str, Any]]:
+def _shard_rows(shard: Shard, name: str, output: Path) -> list[dict[str, Any]]:
     path = shard.folder / name / DATASET
     again = f"generate shard {shard.number}/{shard.count} again"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        count = shard.manifest["scenarios"][name]["rows"]
-        if len(rows) != count:
-            raise DataError(f"{path}: holds {len(rows)} rows, its manifest says {count}; {again}")
-        runs = [(row["scenario"], row["seed"]) for row in rows]
-        for run in runs:
-            if run not in [(name, seed) for seed in seeds]:
-                raise DataError(f"{path}: holds a row of {run[0]} seed {run[1]}, which is not in this shard; {again}")
-        for state in {row["state_file"] for row in rows} - {None}:
-            if not (shard.folder / name / state).is_file():
-                raise DataError(f"{shard.folder / name / state}: is missing, and rows need it; {again}")
-        for row in rows:
-            scenario = os.path.join(shard.folder, name, row["sumocfg"])
-            row["sumocfg"] = Path(os.path.relpath(scenario, output / name)).as_posix()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {again}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is no dataset ({error!r}); {again}") from None
-    return rows  # type: ignore[no-any-return]
+    raw = read_json(path, list[dict[str, Any]], remedy=again)
+    rows = rows_from_json(raw, source=str(path))
+    count = shard.manifest.scenarios[name].get("rows")
+    if len(rows) != count:
+        raise DataError(f"{path}: holds {len(rows)} rows, its manifest says {count}; {again}")
+    for index, row in enumerate(rows):
+        if (row.scenario, row.seed) not in shard.runs:
+            raise DataError(
+                f"{path}: holds a row of {row.scenario} seed {row.seed}, which is not in this shard; {again}"
+            )
+        if row.state_file not in (None, state_file(row.seed)):
+            raise DataError(f"{path}: row {index}, field 'state_file': is not {state_file(row.seed)}; {again}")
+        scenario = os.path.join(shard.folder, name, row.sumocfg)
+        raw[index]["sumocfg"] = Path(os.path.relpath(scenario, output / name)).as_posix()
+    for seed in shard.seeds(name):
+        state = shard.folder / name / state_file(seed)
+        if state.is_file():
+            RunRecord.read(state)
+        elif any(row.seed == seed and row.state_file for row in rows):
+            raise DataError(f"{state}: is missing, and rows need it; {again}")
+    return raw
 
 
-def _results(manifests: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def _results(manifests: Sequence[ShardManifest], names: Sequence[str]) -> dict[str, Any]:
     """The manifest of the whole, from those of the shards."""
-    settings = manifests[0]["settings"]
+    first = manifests[0]
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for manifest in manifests:
-        for name, count in manifest["scenarios"].items():
+        for name, count in manifest.scenarios.items():
             counts[name].update(count)
     return {
-        "generated_with": {key: value for key, value in settings.items() if key not in _FREE_BETWEEN_SHARDS},
+        "generated_with": {key: value for key, value in first.settings.items() if key not in _FREE_BETWEEN_SHARDS},
+        "inputs": first.inputs,
         "rows": sum(count["rows"] for count in counts.values()),
-        "tasks": manifests[0]["tasks"],
+        "tasks": first.tasks,
         "scenarios": counts,
-        **{key: [one for manifest in manifests for one in manifest.get(key, [])] for key in _JOINED},
-        **{key: sum(manifest.get(key, 0) for manifest in manifests) for key in _SUMMED},
+        **{key: [one for manifest in manifests for one in getattr(manifest, key)] for key in _JOINED},
+        **{key: sum(getattr(manifest, key) for manifest in manifests) for key in _SUMMED},
     }
 
 

@@ -1,7 +1,8 @@
 """Stage `grpo pipeline`: the steps of a folder of configs, one after the other, as a person would type them.
 
 A step is a file `NUMBER_STAGE.yaml`, the config of an ordinary command. This module only calls the commands in the
-order of the numbers, skips those whose result is already there, and ends with what to try next.
+order of the numbers, skips those whose result is already there, made with the same settings from the same inputs, and
+ends with what to try next.
 
     grpo pipeline config/demo
 """
@@ -10,19 +11,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .base_model import BaseModelConfig
 from .config import GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
 from .evaluation import EvaluationConfig
+from .inputs import inputs_of
 from .scenarios import ScenarioSuiteConfig
 from .sft_data import SFTDataConfig
 from .system.errors import ConfigError, GrpoError
 from .system.files import MANIFEST
 from .system.settings import StageConfig
+from .system.workers import die_with_parent
 
 ABOUT: dict[type[StageConfig], str] = {
     ScenarioSuiteConfig: "generate road networks and traffic: training, validation and test",
@@ -58,12 +66,18 @@ def run_pipeline(configs: Path) -> None:
     for number, (stage, path, config) in enumerate(steps, 1):
         said = f"[{number}/{len(steps)}] grpo {stage} --config {path}"
         print(f"\n{said}\n      {ABOUT[type(config)]}", file=sys.stderr, flush=True)
-        if _finished(config):
-            print("      already done", file=sys.stderr, flush=True)
-            continue
-        done = subprocess.run([sys.executable, "-m", "grpo", stage, "--config", str(path)], check=False)
-        if done.returncode:
-            raise GrpoError(f"stopped in `grpo {stage} --config {path}` (exit code {done.returncode})")
+        flags: list[str] = []
+        if manifest := _manifest(_output(config)):
+            changed = _changed(manifest, config)
+            if not changed:
+                print("      already done", file=sys.stderr, flush=True)
+                continue
+            print(f"      made with other {', '.join(changed)}: moved aside", file=sys.stderr, flush=True)
+            flags = ["--if-finished", "move_aside"]
+        code = _call([sys.executable, "-m", "grpo", stage, "--config", str(path), *flags])
+        if code:
+            how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+            raise GrpoError(f"stopped in `grpo {stage} --config {path}` ({how})")
     _, _, last = steps[-1]
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes; the result is in {_output(last)}", file=sys.stderr)
     if isinstance(last, EvaluationConfig):
@@ -83,13 +97,34 @@ def _output(config: StageConfig) -> Path:
     return Path(config.to_dict()["output_dir"])
 
 
-def _finished(config: StageConfig) -> bool:
-    """Whether the stage's output is there, made with these very settings."""
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run; empty where there is none."""
     try:
-        manifest = json.loads((_output(config) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(manifest.get("settings") == json.loads(json.dumps(config.to_dict())))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return manifest if isinstance(manifest["settings"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _changed(manifest: dict[str, Any], config: StageConfig) -> list[str]:
+    """Settings that are not those of the finished run, and ``inputs`` where these are other ones or gone."""
+    before, now = manifest["settings"], json.loads(json.dumps(config.to_dict()))
+    changed = [key for key in {**before, **now} if key != "if_finished" and before.get(key) != now.get(key)]
+    try:
+        same = manifest.get("inputs", {}) == inputs_of(config)
+    except GrpoError:  # the step itself says what is missing
+        same = False
+    return changed if same else [*changed, "inputs"]
+
+
+def _call(command: Sequence[str]) -> int:
+    """Run a stage; returns its exit code. It ends with this process, and is sent the SIGTERM that this one gets."""
+    with subprocess.Popen(command, preexec_fn=partial(die_with_parent, os.getpid())) as stage:
+        before = signal.signal(signal.SIGTERM, lambda number, _: stage.send_signal(number))
+        try:
+            return stage.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: list[str] | None = None) -> int:

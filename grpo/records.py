@@ -6,16 +6,23 @@ Units: times and durations in seconds of simulated time, counts in vehicles, del
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from random import Random
 from statistics import stdev
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge
 
 from .system.errors import DataError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+Count = Annotated[int, Ge(0)]
 Action = Literal["yes", "no"]
 ACTIONS: tuple[Action, Action] = ("yes", "no")
 """``yes`` extends the current green by ``extend_seconds``; ``no`` goes on to the next green of the cycle."""
@@ -31,32 +38,32 @@ class PhaseMetrics:
 
     __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
 
-    lanes: int
+    lanes: Count
     """Incoming lanes served."""
-    queue: int
+    queue: Count
     """Halting vehicles (speed below 0.1 m/s) on those lanes."""
-    max_lane_queue: int
+    max_lane_queue: Count
     """Halting vehicles on the fullest of those lanes."""
-    arriving: int
+    arriving: Count
     """Moving vehicles that reach the stop line within ``extend_seconds`` at their present speed."""
-    approaching: int
+    approaching: Count
     """The other moving vehicles within detection range."""
-    wait: int
+    wait: Count
     """Seconds for which the longest-waiting of the halting vehicles has stood."""
-    downstream: int
-    """Vehicles on the lanes that the phase leads to, within the same range behind the junction."""
-    soon: int
+    downstream: Count
+    """Vehicles on the lanes downstream, to which the phase leads, within the same range."""
+    soon: Count
     """Of the approaching vehicles those that reach the stop line within twice ``extend_seconds``."""
-    rolling: int
+    rolling: Count
     """Of the moving vehicles those slower than half their lane's limit: a queue that is discharging or building up."""
-    exclusive: int
+    exclusive: Count
     """Of all vehicles within range those on lanes that no other phase serves."""
-    half_open: int
+    half_open: Count
     """Of all vehicles within range those on lanes of which another movement is red in this phase: the first vehicle
     that is to go there stops all behind it."""
-    downstream_queue: int
-    """Of the vehicles behind the junction those that stand: spillback begins there."""
-    yielding: int
+    downstream_queue: Count
+    """Of the vehicles downstream those that stand: spillback begins there."""
+    yielding: Count
     """Movements that must give way while the phase is green: a property of the program, not of the traffic."""
 
 
@@ -121,11 +128,11 @@ class GRPODataEntry:
     simulation_time: float
     phase_order: tuple[str, ...]
     current_phase_id: str
-    current_green_elapsed: int
-    min_green: int
-    max_green: int
-    extend_seconds: int
-    transition_seconds: int
+    current_green_elapsed: Count
+    min_green: Count
+    max_green: Count
+    extend_seconds: Count
+    transition_seconds: Count
     can_extend: bool
     phase_metrics: dict[str, PhaseMetrics]
     prompt: str
@@ -208,13 +215,64 @@ def rows_from_json(raw: Iterable[Any], *, source: str) -> list[GRPODataEntry]:
     for index, value in enumerate(raw):
         try:
             rows.append(adapter.validate_python(value))
+            field, problem = _contradiction(rows[-1])
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "row"
-            raise DataError(
-                f"{source}: row {index}, field '{field}': {first['msg']} (make it again with `grpo generate`)"
-            ) from None
+            field, problem = first_problem(error, whole="row")
+        if problem:
+            raise DataError(f"{source}: row {index}, field '{field}': {problem} (make it again with `grpo generate`)")
     return rows
+
+
+def _contradiction(row: GRPODataEntry) -> tuple[str, str]:
+    """The first field of a row that does not go with the others, and what is wrong; empty where all do."""
+    if not row.phase_order or set(row.phase_metrics) != set(row.phase_order):
+        return "phase_metrics", f"has phases {[*row.phase_metrics]}, phase_order has {[*row.phase_order]}"
+    if row.current_phase_id not in row.phase_order:
+        return "current_phase_id", f"'{row.current_phase_id}' is none of phase_order"
+    if row.outcomes is not None and set(row.outcomes) != set(ACTIONS):
+        return "outcomes", f"has {[*row.outcomes]}, needs both of {', '.join(ACTIONS)}"
+    if row.advantage is not None and row.best_action not in (None, best_of(row.advantage)):
+        return "best_action", f"is '{row.best_action}', against the advantage of extending, {row.advantage:g}"
+    return "", ""
+
+
+def first_problem(error: ValidationError, *, whole: str) -> tuple[str, str]:
+    """The first field that pydantic refused and why; ``whole`` stands for the field where it is the value itself."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]) or whole, first["msg"]
+
+
+Kind = TypeVar("Kind")
+
+
+def read_json(path: Path, kind: type[Kind], *, remedy: str) -> Kind:
+    """A JSON file as a ``kind``; raises :class:`DataError` with file, field and ``remedy`` where it is none."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(parse_json(path.read_bytes()))
+    except ValidationError as error:
+        field, reason = first_problem(error, whole="file")
+        reason = f"field '{field}': {reason}"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        reason = f"not valid JSON ({error})"
+    raise DataError(f"{path}: {reason}; {remedy}")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises :class:`ValueError` for all that is none, is nested without end, or that no file can hold:
+    half a character."""
+    try:
+        value = json.loads(text)
+        if re.search(rb"\\u[dD][89abAB]", text.encode() if isinstance(text, str) else text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+    return value
 
 
 def read_rows(path: Path) -> list[GRPODataEntry]:
@@ -237,10 +295,12 @@ def read_rows(path: Path) -> list[GRPODataEntry]:
 
 def _json(text: str, path: Path, lines_before: int = 0) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = lines_before + error.lineno
         raise DataError(f"{path}: line {line}: not valid JSON ({error.msg})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
 
 
 def dataset_files(dataset_path: str | Path) -> list[Path]:
@@ -263,6 +323,25 @@ def dataset_files(dataset_path: str | Path) -> list[Path]:
     return files
 
 
+def read_dataset(dataset_path: str | Path) -> list[tuple[Path, list[GRPODataEntry]]]:
+    """The dataset files under a path (see :func:`dataset_files`), each with its rows.
+
+    Raises :class:`DataError` where a file cannot be used, and where two rows have one id: labels of the same instant
+    twice would count twice, and could stand on both sides of a hold-out.
+    """
+    found: dict[str, Path] = {}
+    dataset = []
+    for file in dataset_files(dataset_path):
+        rows = read_rows(file)
+        for row in rows:
+            if row.id in found:
+                where = f"{found[row.id]} and {file}: both hold" if found[row.id] != file else f"{file}: holds twice"
+                raise DataError(f"{where} a row with the id '{row.id}'; generate one of the datasets with other seeds")
+            found[row.id] = file
+        dataset.append((file, rows))
+    return dataset
+
+
 def hold_out(
     scenarios: Sequence[str], traffic_seeds: Sequence[int], times: Sequence[float], *, fraction: float, seed: int
 ) -> list[bool]:
@@ -270,12 +349,13 @@ def hold_out(
     of a single run, the last part of its time.
 
     ``scenarios``, ``traffic_seeds`` and ``times`` (simulated seconds) are those of the rows. SFT and GRPO hold out
-    the same rows for the same fraction and seed. All false where there is a single instant.
+    the same rows for the same fraction and seed. Every scenario has a place of its own in the draw: one more scenario
+    moves at most one other, so that the share is kept. All false where there is a single instant.
     """
     for column in (scenarios, traffic_seeds):
         values: list[str | int] = sorted(set(column))
         if len(values) > 1:
-            Random(seed).shuffle(values)
+            values.sort(key=lambda value: _place_of(value, seed))
             chosen = set(values[: min(len(values) - 1, max(1, round(fraction * len(values))))])
             return [value in chosen for value in column]
     instants = sorted(set(times))
@@ -283,6 +363,11 @@ def hold_out(
         return [False] * len(times)
     cut = instants[min(len(instants) - 1, max(1, round((1 - fraction) * len(instants))))]
     return [time >= cut for time in times]
+
+
+def _place_of(value: str | int, seed: int) -> bytes:
+    """A random place in the order of a draw, the value's own whatever else is drawn from."""
+    return hashlib.sha256(f"{seed}/{value}".encode(errors="surrogatepass")).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grpo.config import HoldOutSettings, PromptSettings, RunSettings
+from grpo.inputs import inputs_of
 from grpo.prompt_builder import ANSWERS, ask
-from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_rows
+from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_dataset
 from grpo.system.command_line import parse_config
 from grpo.system.errors import DataError
 from grpo.system.files import claim_output, write_json, write_manifest
@@ -66,7 +67,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     Raises :class:`DataError` where no row can be used and :class:`OutputError` where the file cannot be written or is
     finished already.
     """
-    rows = [row for file in dataset_files(config.dataset_path) for row in read_rows(file)]
+    rows = [row for _, rows in read_dataset(config.dataset_path) for row in rows]
     known = [row for row in rows if row.best_action is not None and row.advantage is not None]
     if not known:
         raise DataError(f"{config.dataset_path}: none of {len(rows)} rows has outcomes; run `grpo generate` again")
@@ -108,10 +109,11 @@ def make_sft_data(config: SFTDataConfig) -> Path:
         },
     }
     folder = Path(config.output_dir)
-    claim_output(folder, config.to_dict(), if_finished=config.if_finished, reads=[config.dataset_path])
+    inputs = inputs_of(config)
+    claim_output(folder, config.to_dict(), if_finished=config.if_finished, reads=dataset_files(config.dataset_path))
     path = folder / SFT_DATASET
     write_json(path, examples)
-    write_manifest(folder, config.STAGE, config.to_dict(), **counts)
+    write_manifest(folder, config.STAGE, config.to_dict(), inputs=inputs, **counts)
     _log_report(path, counts)
     return path
 

@@ -22,10 +22,17 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import SFTTrainingConfig
-from grpo.learning.checkpoints import FiniteSteps, WholeCheckpoints, claim_training, gathered_model, train_from
+from grpo.inputs import inputs_of
+from grpo.learning.checkpoints import (
+    FiniteSteps,
+    WholeCheckpoints,
+    claim_training,
+    gathered_model,
+    train_from,
+)
 from grpo.learning.distributed import broadcast_from_main, destroy_process_group, errors_on_all_ranks
 from grpo.models.answer_tokens import chat_ids, encode
-from grpo.models.folder import model_files, resolve_model
+from grpo.models.folder import resolve_model
 from grpo.models.loading import (
     check_training_stack,
     choose_backend,
@@ -38,7 +45,7 @@ from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_pr
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, DataError, ModelError
-from grpo.system.files import check_output, digest, write_json, write_manifest
+from grpo.system.files import check_output, write_json, write_manifest
 from grpo.system.ranks import is_main_process, process_layout
 
 if TYPE_CHECKING:
@@ -77,7 +84,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         examples = tokenize(
             [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
         )
-    inputs = digest([path, *model_files(source)])
+    inputs = inputs_of(config)
     resume = broadcast_from_main(
         lambda: claim_training(config, inputs=inputs, reads=(path, source), ignore=FREE_ON_RESUME)
     )
@@ -96,7 +103,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
             _log_report(report)
             _check_format(report, config)
             save_merged(model, loaded.tokenizer, folder, prompt_format=prompt_format)
-            manifest = {"inputs_sha256": inputs, "backend": loaded.backend, **process_layout(), **report}
+            manifest = {"inputs": inputs, "backend": loaded.backend, **process_layout(), **report}
             write_manifest(folder, config.STAGE, config.to_dict(), **manifest)
     return folder
 

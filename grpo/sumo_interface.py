@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .records import Action, Observation, time_text
 from .simulator.detection import DetectionArea, LaneGraph, detection_area, measure_phases
@@ -95,6 +95,7 @@ class TrafficSimulation:
                 self._check_program(junction_id)
                 self._sumo.trafficlight.setPhase(junction_id, plan.greens[0].index)
                 self._begin_green(junction_id, 0, self.time)
+            self._force_due_switches()
 
     # ------------------------------------------------------------------ running
 
@@ -108,7 +109,10 @@ class TrafficSimulation:
         return self.time - self._last_change >= _GIVEN_UP_S or self._sumo.simulation.getMinExpectedNumber() == 0
 
     def step(self) -> None:
-        """Advance by one simulated second. Raises :class:`ScenarioError` where SUMO gives up."""
+        """Advance by one simulated second; then lights whose green is as long as it may be are switched.
+
+        Raises :class:`ScenarioError` where SUMO gives up, and where somebody else drives a light of ours.
+        """
         self.events.begin_second()
         try:
             for number in range(self._steps_per_second):
@@ -123,6 +127,7 @@ class TrafficSimulation:
             self._last_change = self.time
         for junction_id in self._ours:
             self._check_owner(junction_id)
+        self._force_due_switches()
 
     def _note_lights(self, time: float) -> None:
         for name, states in self.shown.items():
@@ -180,18 +185,22 @@ class TrafficSimulation:
         """Observations of the lights to be asked at this second, in the network's order.
 
         A light is asked where both actions are open to it: its minimum green has passed, and ``extend_seconds`` more
-        fit under its maximum green. Where they no longer fit it is switched here; where they never do, at its maximum.
+        fit under its maximum green. To ask twice is harmless.
         """
-        asked = []
+        return [self._observe(junction_id) for junction_id, light in self._lights.items() if self._may_decide(light)]
+
+    def _may_decide(self, light: _Light) -> bool:
+        return self.time >= light.next_decision - _EPSILON
+
+    def _force_due_switches(self) -> None:
+        """Switch the lights that have no choice: ``extend_seconds`` more do not fit under their maximum green.
+
+        Where they never fit, that is at the maximum.
+        """
         for junction_id, light in self._lights.items():
-            if self.time < light.next_decision - _EPSILON:
-                continue
-            green = self.plans[junction_id].greens[light.green]
-            if self.time - light.since + self.settings.extend_seconds > green.max_green + _EPSILON:
+            longest = self.plans[junction_id].greens[light.green].max_green
+            if self._may_decide(light) and self.time - light.since + self.settings.extend_seconds > longest + _EPSILON:
                 self._switch(junction_id)
-            else:
-                asked.append(self._observe(junction_id))
-        return asked
 
     def apply(self, junction_id: str, action: Action) -> None:
         """Carry out a decision for a light that is due."""
@@ -319,13 +328,3 @@ class TrafficSimulation:
             else:
                 faults += own_faults(files, name, shown)
         return violations, faults
-
-    def snapshot(self) -> tuple[Any, ...]:
-        """Everything that must agree between two runs that are the same: vehicles, lights, arrivals."""
-        sumo = self._sumo
-        vehicles = tuple(
-            (name, sumo.vehicle.getLaneID(name), sumo.vehicle.getLanePosition(name), sumo.vehicle.getSpeed(name))
-            for name in sumo.vehicle.getIDList()
-        )
-        lights = tuple(sumo.trafficlight.getRedYellowGreenState(name) for name in sumo.trafficlight.getIDList())
-        return self.time, vehicles, lights, tuple(sumo.simulation.getArrivedIDList())

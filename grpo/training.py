@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from grpo.config import GRPOTrainingConfig
+from grpo.inputs import inputs_of
 from grpo.learning.checkpoints import claim_training, gathered_model, train_from
 from grpo.learning.distributed import (
     broadcast_from_main,
@@ -34,7 +35,7 @@ from grpo.learning.distributed import (
 )
 from grpo.learning.reward import Rewards, sampling_weights
 from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
-from grpo.models.folder import model_files, prompt_format_of, resolve_model
+from grpo.models.folder import prompt_format_of, resolve_model
 from grpo.models.loading import (
     check_training_stack,
     choose_backend,
@@ -43,11 +44,10 @@ from grpo.models.loading import (
     precision_arguments,
 )
 from grpo.models.saving import save_merged
-from grpo.records import dataset_files
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError
-from grpo.system.files import check_output, digest, write_json, write_manifest, write_text
+from grpo.system.files import check_output, write_json, write_manifest, write_text
 from grpo.system.ranks import is_main_process, process_layout, sharding, world_size
 
 if TYPE_CHECKING:
@@ -114,13 +114,9 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         train, held_out = split_rows(usable_rows(rows, loaded, config), config)
         rewards = Rewards.from_config(config, train["advantage"])
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
+        inputs = inputs_of(config)
     resume = broadcast_from_main(
-        lambda: claim_training(
-            config,
-            inputs=digest([*dataset_files(config.dataset_path), *model_files(source)]),
-            reads=(config.dataset_path, source),
-            ignore=FREE_ON_RESUME,
-        )
+        lambda: claim_training(config, inputs=inputs, reads=(config.dataset_path, source), ignore=FREE_ON_RESUME)
     )
     arguments.eval_on_start = len(held_out) > 0 and resume is None
     trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
@@ -128,7 +124,8 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     model = gathered_model(trainer)
     with errors_on_all_ranks():
         if is_main_process():
-            _save(config, model, loaded, trainer.state, rows={"train": len(train), "held_out": len(held_out)})
+            rows_used = {"train": len(train), "held_out": len(held_out)}
+            _save(config, model, loaded, trainer.state, inputs=inputs, rows=rows_used)
     return folder
 
 
@@ -261,7 +258,15 @@ def build_trainer(
 # The result
 
 
-def _save(config: GRPOTrainingConfig, model: Any, loaded: LoadedModel, state: Any, *, rows: dict[str, int]) -> None:
+def _save(
+    config: GRPOTrainingConfig,
+    model: Any,
+    loaded: LoadedModel,
+    state: Any,
+    *,
+    inputs: dict[str, dict[str, str]],
+    rows: dict[str, int],
+) -> None:
     """Write all that ``config.output_dir`` is to hold, the manifest last, and say what came out."""
     folder = Path(config.output_dir)
     best = state.best_global_step if rows["held_out"] else state.global_step
@@ -273,6 +278,7 @@ def _save(config: GRPOTrainingConfig, model: Any, loaded: LoadedModel, state: An
         folder,
         config.STAGE,
         config.to_dict(),
+        inputs=inputs,
         backend=loaded.backend,
         **process_layout(),
         rows=rows,

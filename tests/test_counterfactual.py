@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sumo
 from networks import make_cross, make_pair
+from snapshots import snapshot
 
 from grpo.config import GRPOConfig
 from grpo.generate import generate
@@ -71,7 +72,7 @@ class Exploring:
 
 
 def _digest(simulation: TrafficSimulation) -> bytes:
-    return blake2b(pickle.dumps(simulation.snapshot()), digest_size=16).digest()
+    return blake2b(pickle.dumps(snapshot(simulation)), digest_size=16).digest()
 
 
 def test_there_are_two_hundred_decision_points():
@@ -114,7 +115,7 @@ def _run(sumocfg: Path, points: int) -> tuple[list[bytes], dict[int, list[bytes]
                 begins.append(len(run))
                 forks.start(len(run), partial(_branch, simulation, policy, due))
             drive(simulation, policy, 1, due=due, after_step=lambda: run.append(_digest(simulation)))
-            vehicles = max(vehicles, len(simulation.snapshot()[1]))
+            vehicles = max(vehicles, len(snapshot(simulation)[1]))
         return run, dict(forks.drain()), vehicles
 
 
@@ -150,7 +151,7 @@ def test_the_engine_gives_what_a_branch_for_each_action_gives(kind, name, future
             }
             rollout = horizon.policy().decide(due)
             deviations += any(taken[o.junction_id] != d.action for o, d in zip(due, rollout, strict=True))
-            labels.update(engine.advance(due, wanted, taken))
+            labels.update(engine.step(due, wanted, taken))
         labels.update(engine.finish())
     assert deviations, "the run never left the rollout policy"
     assert labels == expected
@@ -191,12 +192,12 @@ def _drive_to_a_decision(simulation: TrafficSimulation, second: float) -> list[O
 def test_actions_differ_and_the_simulation_stays_put(cross):
     with TrafficSimulation(cross, seed=1) as simulation:
         due = _drive_to_a_decision(simulation, 60)
-        before = simulation.snapshot()
+        before = snapshot(simulation)
         ((network,), (again,), (near,)) = (
             simulate_actions(simulation, due[0].junction_id, due, RolloutSpec("delay_balance", 30, scope))
             for scope in ("network", "network", "neighbourhood")
         )
-        assert simulation.snapshot() == before
+        assert snapshot(simulation) == before
     assert network == again
     assert network["yes"] != network["no"]
     assert near["yes"].delay_veh_s <= network["yes"].delay_veh_s
@@ -226,10 +227,10 @@ def test_a_branch_that_cannot_run_is_an_error_of_that_point_alone(cross, monkeyp
         due = _drive_to_a_decision(simulation, 60)
         with monkeypatch.context() as patched:
             patched.setattr(TrafficSimulation, "step", fail)
-            engine.ask(due, {due[0].junction_id: "lost"}, {due[0].junction_id: "yes"})
+            engine.start_branches(due, {due[0].junction_id: "lost"}, {due[0].junction_id: "yes"})
         due = _drive_to_a_decision(simulation, simulation.time + 1)
         rollout = horizon.policy().decide(due)[0].action
-        engine.ask(due, {due[0].junction_id: "kept"}, {due[0].junction_id: rollout})
+        engine.start_branches(due, {due[0].junction_id: "kept"}, {due[0].junction_id: rollout})
         labels = dict(engine.finish())
     assert isinstance(labels["lost"], BranchError) and "ValueError: seen here" in str(labels["lost"])
     assert set(labels["kept"][0]) == {"yes", "no"}
@@ -250,7 +251,7 @@ def test_lights_of_one_second_share_the_future_of_the_rollout_policy(tmp_path):
         rollout = {o.junction_id: d.action for o, d in zip(due, horizon.policy().decide(due), strict=True)}
         first = due[0].junction_id
         taken = rollout | {first: "no" if rollout[first] == "yes" else "yes"}
-        engine.ask(due, {o.junction_id: o.junction_id for o in due}, taken)
+        engine.start_branches(due, {o.junction_id: o.junction_id for o in due}, taken)
         labels = dict(engine.finish())
     assert len(started) == 3
     assert all(set(future) == {"yes", "no"} for label in labels.values() for future in label)

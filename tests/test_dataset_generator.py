@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import grpo.generate as stage
 from grpo.config import GRPOConfig
 from grpo.generate import generate
 from grpo.labels.replay import simulate_rows
-from grpo.labels.run import LabelRun
+from grpo.labels.run import LabelledRun, LabelRun, _Journal
 from grpo.merge import MergeConfig, merge
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
@@ -114,13 +115,18 @@ def test_several_futures_are_averaged_and_their_spread_is_recorded(scenarios, da
     assert manifest["verified"] == len(rows) and manifest["mismatches"] == []
 
 
-def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios, tmp_path, capsys):
-    """A falsified label in a part that waits to be verified is found, named, and ends the run."""
-    config = _config(scenarios, tmp_path / "data", verify_fraction=1.0)
+def label_only(config: GRPOConfig) -> None:
+    """The stage, interrupted between its two passes."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stage, "_replay", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             generate(config)
+
+
+def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios, tmp_path, capsys):
+    """A falsified label in a run that waits to be verified is found, named, and ends the stage."""
+    config = _config(scenarios, tmp_path / "data", verify_fraction=1.0)
+    label_only(config)
     labelled = next((tmp_path / "data" / "cross").glob("part-1.json"))
     content = json.loads(labelled.read_text())
     content["rows"][3]["outcomes"]["yes"]["delay_veh_s"] += 0.5
@@ -199,3 +205,124 @@ def test_a_model_that_computes_no_numbers_labels_nothing(policy, scenarios, tmp_
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "finite" in line
     assert not list((tmp_path / "rows").glob("*/*.json"))
+
+
+# ---------------------------------------------------------------------- what cannot be verified, damaged, or used
+
+
+@pytest.fixture
+def small(scenarios: Path, tmp_path: Path) -> GRPOConfig:
+    """One run, all of whose rows are to be verified."""
+    return _config(scenarios / "cross", tmp_path / "data", seeds=[1], verify_fraction=1.0)
+
+
+def test_rows_whose_verification_fails_do_not_pass_as_verified(small, tmp_path, capsys):
+    label_only(small)
+    hasty = replace(small, branch_timeout_seconds=1e-6)
+    for _ in range(2):  # a run that could not be verified stays one that is to be verified
+        with pytest.raises(
+            UnreliableError, match=r"(\d+) of \1 rows could not be verified, more than max_failure_rate"
+        ):
+            generate(hasty)
+    shutil.copytree(tmp_path / "data", tmp_path / "kept")
+    rows = generate(replace(hasty, max_failure_rate=1))
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    cause = "ran past its deadline of 1e-06 s"
+    assert manifest["unverified"] == [{"row": row.id, "cause": cause} for row in _rows(tmp_path / "data")]
+    assert manifest["verified"] == 0 and len(manifest["unverified"]) == rows > 0
+    assert f"warning: {rows} rows could not be verified; " in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "kept").rename(tmp_path / "data")
+    assert generate(small) == rows
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert (manifest["verified"], manifest["unverified"]) == (rows, [])
+
+
+def test_a_run_whose_replay_dies_again_is_not_verified(small, monkeypatch):
+    label_only(small)
+    processes = stage._processes
+
+    def dying(config, function, calls):
+        if function is not stage.replay_run:
+            return processes(config, function, calls)
+        return ((index, None, WorkerDied("died", -9)) for index in range(len(calls)))
+
+    monkeypatch.setattr(stage, "_processes", dying)
+    with pytest.raises(UnreliableError, match=r"could not be verified.* its process died of SIGKILL"):
+        generate(small)
+    monkeypatch.undo()
+    assert generate(small) > 0
+
+
+def test_a_run_whose_scenario_was_changed_meanwhile_starts_over(tmp_path, capsys):
+    """The routes lie in a folder of their own, as in many published scenarios."""
+    sumocfg = make_cross(tmp_path / "scenario", duration=120)
+    (tmp_path / "demand").mkdir()
+    routes = (tmp_path / "scenario" / "cross.rou.xml").rename(tmp_path / "demand" / "cross.rou.xml")
+    sumocfg.write_text(sumocfg.read_text().replace('"cross.rou.xml"', '"../demand/cross.rou.xml"'))
+    config = _config(sumocfg, tmp_path / "data", seeds=[1], verify_fraction=0.0)
+    label_only(config)
+    routes.write_text(routes.read_text().replace("exp(0.", "exp(0.2"))
+    generate(config)
+    note = f"held an unfinished run with other inputs; it is kept as {tmp_path / 'data.1'}"
+    assert note in capsys.readouterr().err
+    generate(replace(config, output_dir=str(tmp_path / "fresh")))
+    assert _files(tmp_path / "data") == _files(tmp_path / "fresh")
+
+
+def test_a_scenario_at_which_sumo_gives_up_costs_its_run_from_there_on(scenarios, tmp_path, capsys):
+    sumocfg = make_cross(tmp_path / "bad", name="bad", duration=300)
+    routes = sumocfg.with_name("bad.rou.xml")
+    trip = '<trip id="lost" depart="200" from="CW" to="WC"/>'
+    routes.write_text(routes.read_text().replace("</routes>", f"{trip}</routes>"))
+    paths = [str(sumocfg), str(scenarios / "cross")]
+    config = replace(_config(sumocfg, tmp_path / "data", seeds=[1], max_failure_rate=0.5), scenarios=paths)
+    generate(config)
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    (failure,) = manifest["failures"]
+    assert failure["scenario"] == "bad" and failure["rows"] == manifest["scenarios"]["bad"]["rows"] > 0
+    assert failure["error"].endswith("SUMO stopped at 200 s: Vehicle 'lost' has no valid route.")
+    assert manifest["scenarios"]["cross"]["without_outcomes"] == 0 < manifest["scenarios"]["cross"]["rows"]
+    assert max(row.simulation_time for row in _rows(tmp_path / "data") if row.scenario == "bad") < 200
+    assert "warning: 1 of 2 runs ended early" in capsys.readouterr().err
+
+
+def test_a_finished_run_whose_file_is_damaged_is_made_again(small, scenarios, tmp_path, capsys):
+    generate(replace(small, output_dir=str(tmp_path / "whole")))
+    label_only(small)
+    finished = tmp_path / "data" / "cross" / "part-1.json"
+    whole = finished.read_bytes()
+    for damaged in (whole[:-200], b"", b"[" * 200_000, whole.replace(b'"failed"', b'"fail"'), whole + b"\xff"):
+        finished.write_bytes(damaged)
+        label_only(small)
+        assert f"note: the run of cross seed 1 is made again: {finished}: " in capsys.readouterr().err
+        assert finished.read_bytes() == whole
+    generate(small)
+    assert _files(tmp_path / "data") == _files(tmp_path / "whole")
+
+
+def test_a_journal_counts_up_to_its_first_damaged_line(small, tmp_path):
+    run = LabelRun("cross", Path(small.scenarios[0]) / "cross.sumocfg", 1, tmp_path / "data")
+    label_only(small)
+    rows = [json.dumps({"row": n, "data": row, "cause": None}) for n, row in enumerate(LabelledRun.read(run).rows)]
+    good = [json.dumps({"time": "5", "decisions": {"C": "yes"}}), *rows]
+    for damaged in (
+        "", "{", '"text"', "{}", "[" * 200_000, "\x80", '{"time": 5, "decisions": {}}', '{"row": 7}', rows[2][:-9],
+        '{"time": "5", "decisions": {"C": "perhaps"}}', rows[2].replace('"queue"', '"cue"'), rows[2] + rows[2],
+    ):  # fmt: skip
+        lines = [*good[:3], damaged, *good[3:]]
+        run.journal.write_text("\n".join(lines) + "\n", encoding="latin-1")
+        journal = _Journal(run)
+        assert (list(journal.rows), list(journal.decisions)) == ([0, 1], ["5"]), damaged[:50]
+    run.journal.write_text("\n".join(good) + "\n" + rows[0])  # torn: its end is missing
+    assert len(_Journal(run).rows) == len(rows)
+
+
+@pytest.mark.parametrize("name", ["..", "run.json", "manifest.json"])
+def test_a_scenario_whose_name_cannot_be_a_folder_of_its_own_is_refused(name, tmp_path, capsys):
+    (tmp_path / f"{name}.sumocfg").write_text("<configuration/>")
+    argv = ["--scenarios", str(tmp_path / f"{name}.sumocfg"), "--output-dir", str(tmp_path / "rows")]
+    assert guarded(stage.main, argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path}/{name}.sumocfg: has no name that results could bear; rename the file"
+    assert not (tmp_path / "rows").exists()

@@ -102,7 +102,7 @@ def test_the_folder_is_finished_and_holds_table_and_chart(finished: Path) -> Non
     }  # fmt: skip
     manifest = json.loads((finished / "manifest.json").read_text())
     assert (manifest["stage"], manifest["episodes"]) == ("evaluate", 16)
-    assert set(manifest["inputs"]) == {"cross", "pair"}
+    assert set(manifest["inputs"]["scenarios"]) == {"cross", "pair"}
 
 
 def test_a_finished_folder_is_left_as_it_is(finished: Path, scenarios: Path, capsys) -> None:
@@ -144,11 +144,11 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, ca
     def refuse(files: Sequence[Path]) -> str:
         raise PermissionError(13, "Permission denied", str(next(iter(files))))
 
-    monkeypatch.setattr(evaluation, "digest", refuse)
+    monkeypatch.setattr("grpo.inputs.digest", refuse)
     sumocfg = make_cross(tmp_path / "cross", duration=60)
     assert evaluate(sumocfg, tmp_path / "out", "--policy", "fixed_time") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {sumocfg}: cannot be read (Permission denied)")
+    assert line.startswith("error: cross: ") and f"{sumocfg}: cannot be read (Permission denied)" in line
 
 
 def test_where_every_episode_fails_sumos_message_is_shown(tmp_path: Path, capsys) -> None:

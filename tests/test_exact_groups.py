@@ -231,9 +231,7 @@ def test_in_16_bits_adapters_read_what_autocast_gives_them(
     config: GRPOTrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same loss, with no cast to the format of the adapters' weights in between."""
-    monkeypatch.setattr(
-        "grpo.models.loading.precision_arguments", lambda _: {"use_cpu": True, "bf16": True, "fp16": False}
-    )
+    monkeypatch.setattr("grpo.training.precision_arguments", lambda _: {"use_cpu": True, "bf16": True, "fp16": False})
     trainer, rows, _ = make(dataclasses.replace(config, lora_rank=4, lora_min_parameters=0))
     layer = next(module for module in trainer.model.modules() if isinstance(module, LoraLayer))
     casts: list[bool] = []

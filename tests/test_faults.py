@@ -331,10 +331,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(place: Place, r
             code, lines = ended(run)
             assert code == 0, lines
             assert place.contents() == reference.files
-            (place.data / "cross" / "part-1.json").touch()  # as does a kill just after the manifest
         code, lines = place.run()
         assert code == 2 and "holds the result of a finished run" in lines[-1]
-        assert place.contents() == reference.files
+        # A kill just after the manifest leaves what the datasets were made of; nothing reads it.
+        assert {name: data for name, data in place.contents().items() if "/part-" not in name} == reference.files
         if kills == KILLS:
             break
         shutil.rmtree(place.data)

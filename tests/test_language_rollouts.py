@@ -94,7 +94,7 @@ def test_the_fast_engine_gives_what_a_branch_for_each_action_gives(futures: int,
                 expected[len(expected)] = simulate_actions(simulation, observation.junction_id, due, horizon)
             decided = zip(due, policy.decide(due) if due else [], strict=True)
             taken = {o.junction_id: "no" if random.random() < 0.3 else decision.action for o, decision in decided}
-            labels.update(engine.advance(due, wanted, taken))
+            labels.update(engine.step(due, wanted, taken))
         labels.update(engine.finish())
     assert labels == expected
     assert any(future["yes"] != future["no"] for label in labels.values() for future in label)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from grpo.__main__ import main
 from grpo.config import GRPOConfig
 from grpo.merge import MergeConfig, merge
 from grpo.records import GRPODataEntry, read_rows, row_to_json
+from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
 from grpo.system.files import write_json, write_manifest
 
@@ -48,14 +49,18 @@ def write_run(folder: Path, shard: str = "1/1", *, rows: list[GRPODataEntry] = R
             "extend_is_better": sum(row["best_action"] == "yes" for row in own),
             "without_outcomes": sum(row["outcomes"] is None for row in own),
         }
+    settings = asdict(SignalSettings())
     for name, seed in runs:
-        write_json(folder / name / "states" / f"seed-{seed}.json", {"seed": seed, "decisions": {"5": {"绿": "yes"}}})
+        state = {"seed": seed, "settings": settings, "lights": {"绿": ["Gr"]}, "decisions": {"5": {"绿": "yes"}}}
+        write_json(folder / name / "states" / f"seed-{seed}.json", state)
     results: dict[str, Any] = {
         "rows": sum(count["rows"] for count in counts.values()),
         "tasks": [list(run) for run in TASKS],
         "scenarios": counts,
         "failures": [{"scenario": name, "seed": seed, "error": "-", "rows": 0} for name, seed in runs if seed == 1],
         "quarantined": [{"row": f"{name}-{seed}", "cause": "-"} for name, seed in runs if seed == 2],
+        "inputs": {"scenarios": {"a": "0123456789abcdef", "b": "fedcba9876543210"}},
+        "unverified": [{"row": f"{name}-{seed}", "cause": "-"} for name, seed in runs if seed == 3],
         "retried": len(runs),
         "verified": 2 * len(runs),
         "mismatches": [],
@@ -113,9 +118,9 @@ def test_manifest_is_that_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFix
     assert shown.out == "" and shown.err.startswith(f"{len(ROWS)} rows in {tmp_path / 'merged'}; next: grpo sft-data ")
     manifest = json.loads((tmp_path / "merged" / "manifest.json").read_text())
     assert manifest["stage"] == "merge" and manifest["settings"]["shards"] == shards
-    for key in ("rows", "tasks", "scenarios", "retried", "verified", "mismatches"):
+    for key in ("inputs", "rows", "tasks", "scenarios", "retried", "verified", "mismatches"):
         assert manifest[key] == whole[key], key
-    for key in ("failures", "quarantined"):
+    for key in ("failures", "quarantined", "unverified"):
         assert sorted(map(str, manifest[key])) == sorted(map(str, whole[key]))
     made = manifest["generated_with"]
     assert made["seeds"] == [3, 1, 2] and "shard" not in made and "output_dir" not in made
@@ -189,6 +194,70 @@ def copy_one(shards: list[Path]) -> None:
     shards[1] = Path(shutil.copytree(shards[0], shards[1].with_name("copy")))
 
 
+def other_inputs(shards: list[Path]) -> None:
+    change(shards[2] / "manifest.json", lambda manifest: manifest["inputs"]["scenarios"].update(b="fff"))
+
+
+def way_out(shards: list[Path]) -> None:
+    def rename(manifest: dict[str, Any]) -> None:
+        manifest["tasks"][1][0] = "../precious"
+
+    change(shards[1] / "manifest.json", rename)
+
+
+def odd_seed(shards: list[Path]) -> None:
+    change(shards[1] / "manifest.json", lambda manifest: manifest["tasks"].append(["a", "../../x"]))
+
+
+def odd_failures(shards: list[Path]) -> None:
+    change(shards[1] / "manifest.json", lambda manifest: manifest.update(failures=5))
+
+
+def odd_count(shards: list[Path]) -> None:
+    change(shards[1] / "manifest.json", lambda manifest: manifest.update(retried="x"))
+
+
+def odd_versions(shards: list[Path]) -> None:
+    change(shards[1] / "manifest.json", lambda manifest: manifest.update(versions=5))
+
+
+def half_a_character(shards: list[Path]) -> None:
+    path = shards[1] / "manifest.json"
+    path.write_text(path.read_text().replace('"mismatches": []', '"mismatches": ["\\ud800"]'))
+
+
+def deep_manifest(shards: list[Path]) -> None:
+    (shards[1] / "manifest.json").write_text("[" * 200_000)
+
+
+def deep_rows(shards: list[Path]) -> None:
+    (shards[1] / "b" / "grpo_dataset.json").write_text('[{"id":' * 200_000)
+
+
+def long_number(shards: list[Path]) -> None:
+    (shards[1] / "b" / "grpo_dataset.json").write_text("[" + "9" * 5000 + "]")
+
+
+def odd_id(shards: list[Path]) -> None:
+    change(shards[1] / "b" / "grpo_dataset.json", lambda rows: rows[0].update(id=[1]))
+
+
+def turned_advantage(shards: list[Path]) -> None:
+    change(shards[1] / "b" / "grpo_dataset.json", lambda rows: rows[2].update(advantage=-rows[2]["advantage"]))
+
+
+def foreign_state(shards: list[Path]) -> None:
+    change(shards[1] / "b" / "grpo_dataset.json", lambda rows: rows[0].update(state_file="../../secret"))
+
+
+def empty_state(shards: list[Path]) -> None:
+    (shards[1] / "b" / "states" / "seed-1.json").write_text("{}")
+
+
+def binary_state(shards: list[Path]) -> None:
+    (shards[1] / "b" / "states" / "seed-1.json").write_bytes(b"\xff{}")
+
+
 def lose_dataset(shards: list[Path]) -> None:
     (shards[1] / "b" / "grpo_dataset.json").unlink()
 
@@ -232,13 +301,28 @@ def moved_shard(shards: list[Path]) -> None:
     ("spoil", "count", "words"),
     [
         (forget_manifest, 3, "shard2: has no manifest.json, so this shard is not finished; run its `grpo generate`"),
-        (break_manifest, 3, "manifest.json: is no manifest of a shard ("),
-        (old_manifest, 3, "manifest.json: is no manifest of a shard (KeyError('tasks')); generate the shard again"),
+        (break_manifest, 3, "shard2/manifest.json: not valid JSON ("),
+        (old_manifest, 3, "manifest.json: field 'tasks': Field required; give the folder of a shard, or generate"),
+        (way_out, 3, "manifest.json: field 'tasks.1.0': Value error, '../precious' cannot be the folder of"),
+        (odd_seed, 3, "shard2/manifest.json: field 'tasks.6.1': Input should be a valid integer"),
+        (odd_failures, 3, "shard2/manifest.json: field 'failures': Input should be a valid list"),
+        (odd_count, 3, "shard2/manifest.json: field 'retried': Input should be a valid integer"),
+        (odd_versions, 3, "shard2/manifest.json: field 'versions': Input should be a valid dictionary"),
+        (half_a_character, 3, "shard2/manifest.json: not valid JSON (holds half of a character)"),
+        (deep_manifest, 3, "shard2/manifest.json: not valid JSON (nested too deeply)"),
+        (deep_rows, 3, "b/grpo_dataset.json: not valid JSON (nested too deeply); generate shard 2/3 again"),
+        (long_number, 3, "b/grpo_dataset.json: not valid JSON ("),
+        (odd_id, 3, "b/grpo_dataset.json: row 0, field 'id': Input should be a valid string"),
+        (turned_advantage, 3, "b/grpo_dataset.json: row 2, field 'best_action': is "),
+        (foreign_state, 3, "b/grpo_dataset.json: row 0, field 'state_file': is not states/seed-1.json; generate shard"),
+        (empty_state, 3, "b/states/seed-1.json: field 'seed': Field required; it is no state of a run; run `grpo gen"),
+        (binary_state, 3, "b/states/seed-1.json: not valid JSON ("),
+        (other_inputs, 3, "shard3: were made with files of b fedcba987654 and fff; generate one of them again with"),
         (whole_run, 3, "whole: is no shard; make one with `grpo generate --shard I/N`"),
         (merged_already, 3, "shard2: is no shard"),
         (other_settings, 3, "shard3: were made with horizon_seconds 30 and 31; generate one of them again"),
         (other_simulator, 3, "shard3: were made with version of libsumo 1"),
-        (other_tasks, 3, "shard3: share out different runs (None and ['c', 1])"),
+        (other_tasks, 3, "shard3: share out different runs (None and ('c', 1))"),
         (other_count, 3, "half: are shards of 3 and of 2; give the shards of one run"),
         (leave_one_out, 3, "shard1: of its 3 shards 2/3 is not given; add the folder of each to --shards"),
         (leave_one_out, 2, "shard1: of its 2 shards 2/2 is not given"),
@@ -248,9 +332,9 @@ def moved_shard(shards: list[Path]) -> None:
         (lose_row, 3, "grpo_dataset.json: holds 3 rows, its manifest says 4; generate shard 2/3 again"),
         (foreign_row, 3, "grpo_dataset.json: holds a row of b seed 2, which is not in this shard; generate shard 2/3"),
         (double_row, 3, "b: more than one row has the id b-1-0; generate the shards again"),
-        (bad_row, 3, "b: row 3, field 'best_action': "),
-        (cut_dataset, 3, "grpo_dataset.json: is no dataset ("),
-        (no_dataset, 3, "grpo_dataset.json: is no dataset (TypeError("),
+        (bad_row, 3, "b/grpo_dataset.json: row 0, field 'best_action': "),
+        (cut_dataset, 3, "grpo_dataset.json: not valid JSON ("),
+        (no_dataset, 3, "grpo_dataset.json: field 'file': Input should be a valid list; generate shard 2/3 again"),
         (lose_state, 3, "seed-1.json: is missing, and rows need it; generate shard 2/3 again"),
         (moved_shard, 3, "a: its rows come from different scenario files ("),
     ],

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from processes import eventually, naming
 
 from grpo.pipeline import read_steps
 
@@ -44,6 +48,34 @@ def test_the_demo_goes_from_nothing_to_a_measured_model_and_then_rests(tmp_path:
     again = _demo(tmp_path)
     assert again.returncode == 0
     assert again.stderr.count("already done") == len(SMALL)
+
+    (tmp_path / "configs" / "2_generate.yaml").write_text(yaml.safe_dump(SMALL["2_generate"] | {"seeds": [1, 2]}))
+    edited = _demo(tmp_path)
+    assert edited.returncode == 0, edited.stderr
+    assert edited.stderr.count("already done") == 1, "the scenarios alone are what they were"
+    assert edited.stderr.count("made with other seeds: moved aside") == 1
+    assert edited.stderr.count("made with other inputs: moved aside") == 4
+    assert {row["id"].split("-")[1] for row in _rows(tmp_path / "data/sft_datasets")} == {"1", "2"}
+    assert {row["id"].split("-")[1] for row in _rows(tmp_path / "data/sft_datasets.1")} == {"1"}
+    rested = _demo(tmp_path)
+    assert rested.stderr.count("already done") == len(SMALL)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "sft_dataset.json").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_pipeline_that_is_killed_takes_its_stage_along(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "1_scenarios.yaml").write_text("train: 500\n")
+    command = [sys.executable, "-m", "grpo", "pipeline", "configs"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as run:
+        assert eventually((tmp_path / "data/scenarios/run.json").exists)
+        run.send_signal(number)
+        run.wait(30)
+    assert eventually(lambda: not naming(tmp_path), seconds=5)
 
 
 @pytest.mark.parametrize("folder", ["demo", "pretrained"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_rows
+from tiny import tiny_rows, write_dataset
 
 from grpo.records import (
     OUTCOME_TERMS,
@@ -24,7 +24,9 @@ from grpo.records import (
     best_of,
     cost,
     dataset_files,
+    hold_out,
     observation_of,
+    read_dataset,
     read_rows,
     row_to_json,
     rows_from_json,
@@ -43,29 +45,33 @@ outcomes = st.builds(
     teleports=st.integers(0, 1000),
 )
 metrics = st.builds(PhaseMetrics, *[st.integers(0, 500)] * len(dataclasses.fields(PhaseMetrics)))
-entries = st.builds(
-    GRPODataEntry,
-    **{name: st.text(max_size=8) for name in ("id", "scenario", "sumocfg", "junction_id", "prompt", "rollout_policy")},
-    seed=st.integers(0, 2**31),
-    simulation_time=st.floats(0, 1e6),
-    phase_order=st.lists(st.text(max_size=3), max_size=4).map(tuple),
-    current_phase_id=st.text(max_size=3),
-    **{
-        name: st.integers(0, 300)
-        for name in (
-            *("current_green_elapsed", "min_green", "max_green", "extend_seconds", "transition_seconds"),
-            "horizon_seconds",
-        )
-    },
-    can_extend=st.booleans(),
-    phase_metrics=st.dictionaries(st.text(max_size=3), metrics, max_size=3),
-    state_file=st.none() | st.text(max_size=8),
-    outcomes=st.none() | st.fixed_dictionaries({"yes": outcomes, "no": outcomes}),
-    outcome_scope=st.sampled_from(["network", "neighbourhood"]),
-    best_action=st.sampled_from(["yes", "no", None]),
-    advantage=st.none() | finite,
-    advantage_spread=st.none() | finite,
-)
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> GRPODataEntry:
+    """Any row whose fields go with each other."""
+    phases = draw(st.dictionaries(st.text(max_size=3), metrics, min_size=1, max_size=3))
+    advantage = draw(st.none() | finite)
+    texts = ("id", "scenario", "sumocfg", "junction_id", "prompt", "rollout_policy")
+    counts = ("current_green_elapsed", "min_green", "max_green", "extend_seconds", "transition_seconds")
+    return GRPODataEntry(
+        **{name: draw(st.text(max_size=8)) for name in texts},
+        **{name: draw(st.integers(0, 300)) for name in (*counts, "horizon_seconds", "num_futures")},
+        seed=draw(st.integers(0, 2**31)),
+        simulation_time=draw(st.floats(0, 1e6)),
+        phase_order=tuple(draw(st.permutations(list(phases)))),
+        current_phase_id=draw(st.sampled_from(list(phases))),
+        phase_metrics=phases,
+        can_extend=draw(st.booleans()),
+        state_file=draw(st.none() | st.text(max_size=8)),
+        outcomes=draw(st.none() | st.fixed_dictionaries({"yes": outcomes, "no": outcomes})),
+        outcome_scope=draw(st.sampled_from(["network", "neighbourhood"])),
+        advantage=advantage,
+        best_action=None if advantage is None else best_of(advantage),
+        advantage_spread=draw(st.none() | finite),
+    )
+
+
 weights = st.dictionaries(st.sampled_from(OUTCOME_TERMS), st.floats(-100, 100), min_size=1)
 
 
@@ -85,7 +91,7 @@ def error_of(path: Path) -> str:
 # ---------------------------------------------------------------------- what is written is what is read
 
 
-@given(st.lists(entries, max_size=3), st.booleans())
+@given(st.lists(entries(), max_size=3), st.booleans())
 def test_rows_are_the_same_after_a_file(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], lines: bool) -> None:
     folder = tmp_path_factory.mktemp("rows")
     path = folder / ("rows.jsonl" if lines else "rows.json")
@@ -117,7 +123,7 @@ def test_records_are_frozen(cls: type) -> None:
         setattr(instance, dataclasses.fields(cls)[0].name, 1)
 
 
-@given(entries)
+@given(entries())
 def test_observation_of_a_row_is_what_the_policy_saw(row: GRPODataEntry) -> None:
     seen = observation_of(row)
     assert (seen.junction_id, seen.simulation_time, seen.phase_order) == (
@@ -145,6 +151,16 @@ def test_observation_of_a_row_is_what_the_policy_saw(row: GRPODataEntry) -> None
         (changed(phase_metrics={"0": {"lanes": 1}}), "phase_metrics.0.queue"),
         (changed(outcomes={"yes": {"delay_veh_s": 1}}), "outcomes.yes.queue_veh_s"),
         (changed(outcomes={"perhaps": {}}), "outcomes.perhaps"),
+        (changed(outcomes={"yes": changed()["outcomes"]["yes"]}), "outcomes"),
+        (changed(current_phase_id="4"), "current_phase_id"),
+        (changed(phase_order=["0"]), "phase_metrics"),
+        (changed(phase_order=[], phase_metrics={}), "phase_metrics"),
+        (changed(phase_metrics=changed()["phase_metrics"] | {"2": changed()["phase_metrics"]["2"] | {"queue": -1}}),
+         "phase_metrics.2.queue"),
+        (changed(transition_seconds=-1), "transition_seconds"),
+        (changed(simulation_time=float("nan")), "simulation_time"),
+        (changed(advantage=float("inf")), "advantage"),
+        (changed(advantage=-changed()["advantage"]), "best_action"),
         (changed(best_action="maybe"), "best_action"),
         (changed(outcome_scope="city"), "outcome_scope"),
         (changed(advantage="much"), "advantage"),
@@ -152,7 +168,7 @@ def test_observation_of_a_row_is_what_the_policy_saw(row: GRPODataEntry) -> None
         (None, "row"),
         ([], "row"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_bad_row_is_named_by_file_index_and_field(row: Any, field: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{suffix}"
@@ -181,6 +197,9 @@ def test_row_without_any_one_of_its_fields_is_refused() -> None:
         ("rows.json", b"\xff\xfe[", "is not UTF-8 text"),
         ("rows.jsonl", b'{"id":\n', "line 1: not valid JSON"),
         ("rows.jsonl", b"[]\n", "row 0, field 'row'"),
+        ("rows.json", b"[" * 200_000, "not valid JSON (nested too deeply)"),
+        ("rows.jsonl", b"9" * 5000, "not valid JSON ("),
+        ("rows.json", b'[{"id": "\\ud800"}]', "not valid JSON (holds half of a character)"),
     ],
 )
 def test_file_that_is_no_dataset(name: str, content: bytes, words: str, tmp_path: Path) -> None:
@@ -238,6 +257,63 @@ def test_half_written_datasets_are_not_found(tmp_path: Path) -> None:
 def test_missing_dataset_names_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent: no such dataset; make it with `grpo generate --output-dir"):
         dataset_files(tmp_path / "absent")
+
+
+def test_two_rows_with_one_id_are_refused_by_both_files(tmp_path: Path) -> None:
+    rows = tiny_rows(3, scenarios=("a",))
+    first, second = (
+        write_dataset(tmp_path / name, rows) / "a" / "grpo_dataset.json" for name in ("labels_1", "labels_2")
+    )
+    assert [file for file, _ in read_dataset(tmp_path / "labels_1")] == [first]
+    with pytest.raises(DataError) as caught:
+        read_dataset(tmp_path / "labels_*")
+    assert str(caught.value).startswith(f"{first} and {second}: both hold a row with the id 'a-1-0'; generate ")
+    first.write_text(json.dumps([row_to_json(row) for row in [*rows, rows[1]]]))
+    with pytest.raises(DataError, match="holds twice a row with the id 'a-1-1'"):
+        read_dataset(first)
+
+
+# ---------------------------------------------------------------------- what is held out
+
+
+names = st.lists(st.text(max_size=5), unique=True, min_size=2, max_size=40)
+shares = st.sampled_from([0.01, 0.1, 0.15, 0.3, 0.5, 0.9, 0.99])
+
+
+def held_out(scenarios: list[str], fraction: float, seed: int = 1) -> set[str]:
+    count = len(scenarios)
+    out = hold_out(scenarios, [1] * count, [0.0] * count, fraction=fraction, seed=seed)
+    return {name for name, held in zip(scenarios, out, strict=True) if held}
+
+
+@given(names, shares, st.integers(0, 5))
+def test_one_more_scenario_moves_at_most_one_other_and_only_to_keep_the_share(
+    scenarios: list[str], fraction: float, seed: int
+) -> None:
+    few, more = held_out(scenarios, fraction, seed), held_out([*scenarios, "the new one"], fraction, seed)
+    grown = len(more) - len(few)
+    assert grown in (0, 1)
+    if "the new one" in more:
+        assert few - more == set() if grown else len(few - more) == 1
+        assert more - few == {"the new one"}
+    else:
+        assert few - more == set() and len(more - few) == grown
+
+
+@given(names, shares)
+def test_something_is_held_out_and_something_kept_whatever_the_order(scenarios: list[str], fraction: float) -> None:
+    out = held_out(scenarios, fraction)
+    assert 0 < len(out) < len(scenarios)
+    assert out == held_out(scenarios[::-1], fraction)
+    assert abs(len(out) - fraction * len(scenarios)) <= 1
+
+
+def test_which_scenarios_are_held_out_is_fixed() -> None:
+    scenarios = [f"train_{number:02d}" for number in range(24)]
+    assert held_out(scenarios, 0.15, seed=42) == {"train_00", "train_08", "train_13", "train_15"}
+    assert held_out(scenarios, 0.15, seed=43) != held_out(scenarios, 0.15, seed=42)
+    single = hold_out(["a"] * 4, [1, 2, 3, 4], [0.0] * 4, fraction=0.25, seed=42)
+    assert single.count(True) == 1
 
 
 # ---------------------------------------------------------------------- arithmetic

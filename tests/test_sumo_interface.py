@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 from networks import make_cross, make_pair
+from snapshots import snapshot
 
 from grpo.simulator import network
 from grpo.simulator.network import read_network
@@ -60,7 +61,7 @@ def test_signal_constraints_hold_under_random_decisions(name, extend_share, cros
                 asked += 1
                 simulation.apply(observation.junction_id, "yes" if random.random() < extend_share else "no")
             simulation.step()
-            states = dict(zip(simulation._sumo.trafficlight.getIDList(), simulation.snapshot()[2], strict=True))
+            states = dict(zip(simulation._sumo.trafficlight.getIDList(), snapshot(simulation)[2], strict=True))
             for junction, plan in plans.items():
                 before, now = shown[junction], states[junction]
                 assert now in {phase.state for phase in plan.phases}, "a state that is not in the program"
@@ -103,6 +104,23 @@ def test_the_longest_green_forces_the_switch_without_asking(cross):
     assert elapsed == [5, 10, 15]
 
 
+def test_to_ask_who_is_due_changes_nothing(cross):
+    """Lights whose longest green is over are switched as time goes by, whoever asks and how often."""
+
+    def run(questions: int) -> list:
+        with TrafficSimulation(cross, seed=1, settings=SignalSettings(max_green=20)) as simulation:
+            seen = []
+            for _ in range(60):
+                for _ in range(questions):
+                    assert simulation.due() == simulation.due()
+                seen.append(snapshot(simulation))
+                simulation.step()
+            assert len(simulation.shown["C"]) >= 4
+            return seen
+
+    assert run(0) == run(1) == run(2)
+
+
 def test_own_and_actuated_programs_run_without_decisions(cross):
     for program in ("own", "actuated"):
         with TrafficSimulation(cross, seed=1, program=program) as simulation:
@@ -110,7 +128,7 @@ def test_own_and_actuated_programs_run_without_decisions(cross):
             for _ in range(200):
                 assert simulation.due() == []
                 simulation.step()
-                states.add(simulation.snapshot()[2])
+                states.add(snapshot(simulation)[2])
             assert len(states) >= 4
 
 
@@ -121,7 +139,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(cross):
                 for observation in simulation.due():
                     simulation.apply(observation.junction_id, "no")
                 simulation.step()
-            return list(simulation.snapshot())
+            return list(snapshot(simulation))
 
     assert run(1) == run(1)
     assert run(1) != run(2)

@@ -194,7 +194,7 @@ def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], ho
     rollout = horizon.policy().decide(list(due))
     lights = [observation.junction_id for observation in due]
     with Counterfactuals(simulation, horizon) as engine:
-        engine.ask(
+        engine.start_branches(
             due,
             dict(zip(lights, lights, strict=True)),
             {light: decision.action for light, decision in zip(lights, rollout, strict=True)},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from ..policies.language_model import light_policy
 from ..policies.rules import Policy
@@ -25,6 +25,19 @@ Futures = list[dict[Action, Outcome]]
 """Outcomes of both actions in each random future of one decision point."""
 
 
+class RolloutSettings(Protocol):
+    """What a config and a row both say of how an action is judged."""
+
+    @property
+    def rollout_policy(self) -> str: ...
+    @property
+    def horizon_seconds(self) -> int: ...
+    @property
+    def outcome_scope(self) -> Literal["network", "neighbourhood"]: ...
+    @property
+    def num_futures(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutSpec:
     """How an action is judged. Seconds are simulated ones, the deadline of a branch is in real ones."""
@@ -34,6 +47,17 @@ class RolloutSpec:
     scope: Literal["network", "neighbourhood"]
     num_futures: int = 1
     branch_timeout_s: float = 120.0
+
+    @classmethod
+    def of(cls, settings: RolloutSettings, *, branch_timeout_s: float) -> Self:
+        """As a config or a row says."""
+        return cls(
+            rollout_policy=settings.rollout_policy,
+            seconds=settings.horizon_seconds,
+            scope=settings.outcome_scope,
+            num_futures=settings.num_futures,
+            branch_timeout_s=branch_timeout_s,
+        )
 
     def policy(self) -> Policy:
         """The rollout policy; what it does depends on what it is shown alone."""
@@ -74,61 +98,70 @@ def future_seed(seed: int, time: float, future: int) -> int | None:
 
 
 def simulate_actions(
-    simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], horizon: RolloutSpec
+    simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], spec: RolloutSpec
 ) -> Futures:
     """Outcomes of both actions of one due light, a branch for each. The simulation stays put.
 
     Raises :class:`BranchError` where a branch failed.
     """
-    futures: Futures = [{} for _ in range(horizon.num_futures)]
-    with Forks(slots=1, timeout_s=horizon.branch_timeout_s) as forks:
-        for number in range(horizon.num_futures):
+    futures: Futures = [{} for _ in range(spec.num_futures)]
+    with Forks(slots=1, timeout_s=spec.branch_timeout_s) as forks:
+        for number in range(spec.num_futures):
             seed = future_seed(simulation.seed, simulation.time, number)
             for action in ACTIONS:
-                windows = _Windows(simulation, horizon)
-                windows.open(action, junction_id)
+                windows = _Windows(simulation, spec)
+                windows.open(Window(junction_id, number, action), junction_id)
                 forced = {junction_id: action}
-                forks.start(number, partial(windows.run, due=due, forced=forced, seed=seed))
-        for number, value in forks.drain():
+                forks.start(None, partial(windows.run, due=due, forced=forced, seed=seed))
+        for _, value in forks.drain():
             if isinstance(value, BranchError):
                 raise value
-            futures[number] |= dict(value)
+            for window, outcome in value:
+                futures[window.future][window.action] = outcome
     return futures
 
 
-class _Windows:
-    """Decision points whose horizon is being simulated, here or in a branch."""
+class Window(NamedTuple):
+    """A horizon that is being simulated: of which decision point, in which of its futures, after which action."""
 
-    def __init__(self, simulation: TrafficSimulation, horizon: RolloutSpec) -> None:
+    point: Any
+    future: int
+    action: Action
+
+
+class _Windows:
+    """Windows that are open, here or in a branch, and what has been measured since each was opened."""
+
+    def __init__(self, simulation: TrafficSimulation, spec: RolloutSpec) -> None:
         self._simulation = simulation
-        self._horizon = horizon
+        self._spec = spec
         self._measurements: dict[str, Measurement] = {}
-        self._open: list[tuple[Any, str, int]] = []
+        self._open: list[tuple[Window, str, int]] = []
 
     @property
-    def keys(self) -> list[Any]:
-        """Keys of the windows that are not complete."""
-        return [key for key, _, _ in self._open]
+    def open_windows(self) -> list[Window]:
+        """Those that are not complete."""
+        return [window for window, _, _ in self._open]
 
-    def open(self, key: Any, junction_id: str) -> None:
+    def open(self, window: Window, junction_id: str) -> None:
         """Begin to measure from this instant."""
-        scope = "" if self._horizon.scope == "network" else junction_id
+        scope = "" if self._spec.scope == "network" else junction_id
         if scope not in self._measurements:
-            edges = self._horizon.edges(self._simulation, junction_id)
+            edges = self._spec.edges(self._simulation, junction_id)
             self._measurements[scope] = self._simulation.measure(edges)
-        self._open.append((key, scope, self._measurements[scope].seconds))
+        self._open.append((window, scope, self._measurements[scope].seconds))
 
-    def record(self) -> list[tuple[Any, Outcome]]:
+    def record(self) -> list[tuple[Window, Outcome]]:
         """Add the second that was just simulated; returns the windows that it completed."""
         for measurement in self._measurements.values():
             measurement.record()
         ended, still_open = [], []
-        for key, scope, since in self._open:
+        for window, scope, since in self._open:
             measurement = self._measurements[scope]
-            if measurement.seconds - since == self._horizon.seconds:
-                ended.append((key, measurement.outcome(since)))
+            if measurement.seconds - since == self._spec.seconds:
+                ended.append((window, measurement.outcome(since)))
             else:
-                still_open.append((key, scope, since))
+                still_open.append((window, scope, since))
         if ended:
             self._open = still_open
             used = {scope for _, scope, _ in still_open}
@@ -141,15 +174,15 @@ class _Windows:
         due: Sequence[Observation] | None = None,
         forced: Mapping[str, Action] | None = None,
         seed: int | None = None,
-    ) -> list[tuple[Any, Outcome]]:
+    ) -> list[tuple[Window, Outcome]]:
         """Drive under the rollout policy until every window is complete; for use in a branch."""
         if seed is not None:
             self._simulation.reseed(seed)
-        outcomes: list[tuple[Any, Outcome]] = []
-        seconds = self._horizon.seconds - min(self._measurements[p].seconds - since for _, p, since in self._open)
+        outcomes: list[tuple[Window, Outcome]] = []
+        seconds = self._spec.seconds - min(self._measurements[p].seconds - since for _, p, since in self._open)
         drive(
             self._simulation,
-            self._horizon.policy(),
+            self._spec.policy(),
             seconds,
             due=due,
             forced=forced,
@@ -170,15 +203,15 @@ class _Point:
 class Counterfactuals:
     """Outcomes of both actions at decision points of a run that goes on meanwhile.
 
-    Every second: ``due``, then :meth:`advance`; after the run :meth:`finish`.
+    Every second: ``due``, then :meth:`step`; after the run :meth:`finish`.
     """
 
-    def __init__(self, simulation: TrafficSimulation, horizon: RolloutSpec, *, slots: int = 1) -> None:
+    def __init__(self, simulation: TrafficSimulation, spec: RolloutSpec, *, slots: int = 1) -> None:
         self._simulation = simulation
-        self._horizon = horizon
-        self._policy = horizon.policy()
-        self._forks = Forks(slots=slots, timeout_s=horizon.branch_timeout_s)
-        self._windows = _Windows(simulation, horizon)
+        self._spec = spec
+        self._policy = spec.policy()
+        self._forks = Forks(slots=slots, timeout_s=spec.branch_timeout_s)
+        self._windows = _Windows(simulation, spec)
         self._points: dict[Any, _Point] = {}
 
     def __enter__(self) -> Self:
@@ -187,41 +220,45 @@ class Counterfactuals:
     def __exit__(self, *_: object) -> None:
         self._forks.close()
 
-    def advance(
-        self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]
+    def step(
+        self, due: Sequence[Observation], to_label: Mapping[str, Any], actions: Mapping[str, Action]
     ) -> list[tuple[Any, Futures | BranchError]]:
-        """Begin to label the due lights in ``wanted`` (light -> key), carry out ``taken`` (light -> action), and step.
+        """Begin to label the due lights in ``to_label`` (light -> key), carry out ``actions`` (light -> action) of all
+        that are due, and advance by one second.
 
         Returns (key, outcomes) of the decision points that were completed meanwhile, or why one failed. Blocks while
         all slots are busy; a step that hangs ends this process.
         """
-        self.ask(due, wanted, taken)
-        for junction_id, action in taken.items():
+        self.start_branches(due, to_label, actions)
+        for junction_id, action in actions.items():
             self._simulation.apply(junction_id, action)
-        with killed_if_hanging(self._horizon.branch_timeout_s):
+        with killed_if_hanging(self._spec.branch_timeout_s):
             self._simulation.step()
         self._note(self._windows.record())
         self._collect(self._forks.finished())
         return self._labelled()
 
-    def ask(self, due: Sequence[Observation], wanted: Mapping[str, Any], taken: Mapping[str, Action]) -> None:
-        """The first part of :meth:`advance`: start the branches. The simulation stays put."""
-        if not wanted and not self._windows.keys:
+    def start_branches(
+        self, due: Sequence[Observation], to_label: Mapping[str, Any], actions: Mapping[str, Action]
+    ) -> None:
+        """The first part of :meth:`step`. The simulation stays put."""
+        if not to_label and not self._windows.open_windows:
             return
         decisions = self._policy.decide(list(due)) if due else []
         rollout = {o.junction_id: decision.action for o, decision in zip(due, decisions, strict=True)}
-        for key in wanted.values():
-            futures: Futures = [{} for _ in range(self._horizon.num_futures)]
-            self._points[key] = _Point(futures, missing=2 * len(futures))
-        for number in range(self._horizon.num_futures):
-            seed = future_seed(self._simulation.seed, self._simulation.time, number)
-            windows = _Windows(self._simulation, self._horizon) if number else self._windows
-            for junction_id, key in wanted.items():
-                windows.open((key, number, rollout[junction_id]), junction_id)
-                self._branch_other(junction_id, (key, number, _other_action(rollout[junction_id])), due, seed)
-            if number and wanted:
+        for point in to_label.values():
+            futures: Futures = [{} for _ in range(self._spec.num_futures)]
+            self._points[point] = _Point(futures, missing=2 * len(futures))
+        for future in range(self._spec.num_futures):
+            seed = future_seed(self._simulation.seed, self._simulation.time, future)
+            windows = _Windows(self._simulation, self._spec) if future else self._windows
+            for junction_id, point in to_label.items():
+                window = Window(point, future, rollout[junction_id])
+                windows.open(window, junction_id)
+                self._branch_other(junction_id, window._replace(action=_other_action(window.action)), due, seed)
+            if future and to_label:
                 self._branch(windows, due, seed)
-        if self._windows.keys and any(taken[light] != action for light, action in rollout.items()):
+        if self._windows.open_windows and any(actions[light] != action for light, action in rollout.items()):
             self._leave_rollout(due)
 
     def _labelled(self) -> list[tuple[Any, Futures | BranchError]]:
@@ -231,7 +268,7 @@ class Counterfactuals:
 
     def finish(self) -> list[tuple[Any, Futures | BranchError]]:
         """The remaining results; the run is over."""
-        if self._windows.keys:
+        if self._windows.open_windows:
             self._leave_rollout(None)
         self._collect(self._forks.drain())
         return self._labelled()
@@ -239,12 +276,12 @@ class Counterfactuals:
     def _leave_rollout(self, due: Sequence[Observation] | None) -> None:
         """The run departs from the rollout policy: a branch goes on with the windows that are open."""
         self._branch(self._windows, due, None)
-        self._windows = _Windows(self._simulation, self._horizon)
+        self._windows = _Windows(self._simulation, self._spec)
 
-    def _branch_other(self, junction_id: str, key: Any, due: Sequence[Observation], seed: int | None) -> None:
-        windows = _Windows(self._simulation, self._horizon)
-        windows.open(key, junction_id)
-        self._branch(windows, due, seed, {junction_id: key[2]})
+    def _branch_other(self, junction_id: str, window: Window, due: Sequence[Observation], seed: int | None) -> None:
+        windows = _Windows(self._simulation, self._spec)
+        windows.open(window, junction_id)
+        self._branch(windows, due, seed, {junction_id: window.action})
 
     def _branch(
         self,
@@ -253,21 +290,21 @@ class Counterfactuals:
         seed: int | None,
         forced: Mapping[str, Action] | None = None,
     ) -> None:
-        self._forks.start(windows.keys, partial(windows.run, due=due, forced=forced, seed=seed))
+        self._forks.start(windows.open_windows, partial(windows.run, due=due, forced=forced, seed=seed))
 
     def _collect(self, ended: Sequence[tuple[Any, Any]]) -> None:
-        for keys, value in ended:
+        for windows, value in ended:
             if not isinstance(value, BranchError):
                 self._note(value)
                 continue
-            for key, _, _ in keys:
-                self._points[key].missing -= 1
-                self._points[key].cause = str(value)
+            for window in windows:
+                self._points[window.point].missing -= 1
+                self._points[window.point].cause = str(value)
 
-    def _note(self, outcomes: Sequence[tuple[Any, Outcome]]) -> None:
-        for (key, number, action), outcome in outcomes:
-            point = self._points[key]
-            point.futures[number][action] = outcome
+    def _note(self, outcomes: Sequence[tuple[Window, Outcome]]) -> None:
+        for window, outcome in outcomes:
+            point = self._points[window.point]
+            point.futures[window.future][window.action] = outcome
             point.missing -= 1
 
 

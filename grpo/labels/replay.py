@@ -5,13 +5,12 @@ A ``state_file`` holds what a run was made of and every decision that was taken 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-from ..records import Action, GRPODataEntry, Outcome, mean_outcomes, time_text
+from ..records import Action, GRPODataEntry, Outcome, mean_outcomes, read_json, time_text
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
 from ..system.errors import DataError, GrpoError
@@ -20,14 +19,27 @@ from ..system.workers import run_isolated
 from .counterfactual import Futures, RolloutSpec, simulate_actions
 
 
-def run_record(simulation: TrafficSimulation) -> dict[str, Any]:
-    """What a ``state_file`` holds: all that is needed to bring any instant of this run back."""
-    return {
-        "seed": simulation.seed,
-        "settings": asdict(simulation.settings),
-        "lights": {name: [phase.state for phase in plan.phases] for name, plan in simulation.plans.items()},
-        "decisions": simulation.decisions,
-    }
+@dataclass(frozen=True)
+class RunRecord:
+    """What a ``state_file`` holds: all that is needed to bring any instant of a run back."""
+
+    seed: int
+    settings: SignalSettings
+    lights: dict[str, list[str]]
+    """Light -> states of the phases of the program that it ran."""
+    decisions: dict[str, dict[str, Action]]
+    """Time (s, as text) -> light -> action."""
+
+    @classmethod
+    def of(cls, simulation: TrafficSimulation) -> Self:
+        """The record of a run up to this instant."""
+        lights = {name: [phase.state for phase in plan.phases] for name, plan in simulation.plans.items()}
+        return cls(simulation.seed, simulation.settings, lights, simulation.decisions)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a ``state_file``; raises :class:`DataError` where it is none."""
+        return read_json(path, cls, remedy="it is no state of a run; run `grpo generate` again")
 
 
 def simulate_run(
@@ -39,19 +51,14 @@ def simulate_run(
     state is absent or belongs to another network.
     """
     state_file = folder / str(rows[0].state_file)
-    try:
-        record = json.loads(state_file.read_text(encoding="utf-8-sig"))
-        seed, settings = record["seed"], SignalSettings(**record["settings"])
-        lights, decisions = record["lights"], record["decisions"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{state_file}: the state cannot be read ({error}); run `grpo generate` again") from None
+    record = RunRecord.read(state_file)
     waiting: dict[float, list[int]] = {}
     for index, row in enumerate(rows):
         waiting.setdefault(row.simulation_time, []).append(index)
     results: dict[int, Futures | BranchError] = {}
     other = f"{state_file}: is a state of another network than {folder / rows[0].sumocfg}; run `grpo generate` again"
-    with TrafficSimulation(folder / rows[0].sumocfg, seed=seed, settings=settings) as simulation:
-        if lights != run_record(simulation)["lights"]:
+    with TrafficSimulation(folder / rows[0].sumocfg, seed=record.seed, settings=record.settings) as simulation:
+        if record.lights != RunRecord.of(simulation).lights:
             raise DataError(other)
         while waiting:
             due = simulation.due()
@@ -60,14 +67,12 @@ def simulate_run(
                 row = rows[index]
                 if row.junction_id not in asked:
                     raise DataError(other)
-                horizon = RolloutSpec(
-                    row.rollout_policy, row.horizon_seconds, row.outcome_scope, row.num_futures, branch_timeout_s
-                )
+                spec = RolloutSpec.of(row, branch_timeout_s=branch_timeout_s)
                 try:
-                    results[index] = simulate_actions(simulation, row.junction_id, due, horizon)
+                    results[index] = simulate_actions(simulation, row.junction_id, due, spec)
                 except BranchError as error:
                     results[index] = error
-            taken = decisions.get(time_text(simulation.time), {})
+            taken = record.decisions.get(time_text(simulation.time), {})
             if waiting and (set(taken) != asked or simulation.finished):
                 raise DataError(other)
             for junction_id, action in taken.items():

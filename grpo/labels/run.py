@@ -1,7 +1,7 @@
 """One run: a scenario with one seed is driven to its end, and sampled decision points are labelled on the way.
 
-Labels go to a journal as they are made, so a run that dies loses only what was being simulated; the finished run is
-a *part*. A second process replays the run for the rows whose branches failed and for those that are verified.
+Labels go to a journal as they are made, so a run that dies loses only what was being simulated; a finished run is one
+file. A second process replays the run for the rows whose branches failed and for those that are verified.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from ..config import GRPOConfig
 from ..policies.language_model import light_policy
@@ -26,6 +29,8 @@ from ..records import (
     advantage_of_extending,
     best_of,
     mean_outcomes,
+    parse_json,
+    read_json,
     row_to_json,
     rows_from_json,
     spread_of_advantage,
@@ -34,11 +39,11 @@ from ..records import (
 from ..simulator.monitor import first_of_each
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
-from ..system.errors import OutputError, UnreliableError
+from ..system.errors import DataError, OutputError, ScenarioError, UnreliableError
 from ..system.files import write_json, write_text
 from ..system.forks import BranchError
 from .counterfactual import Counterfactuals, Futures, RolloutSpec
-from .replay import run_record, simulate_run
+from .replay import RunRecord, simulate_run
 
 _LEAST_TO_JUDGE = 20
 """Labels before a failure rate means anything."""
@@ -76,12 +81,16 @@ class LabelRun:
 
 @dataclass
 class LabelledRun:
-    """A finished run. ``failed`` maps the ids of rows without outcomes to the causes; only a summary has counts."""
+    """A finished run. ``failed`` and ``unverified`` map ids of rows to causes; only a summary has counts."""
 
     rows: list[dict[str, Any]]
     failed: dict[str, str]
+    """Rows without outcomes."""
     to_verify: list[str] = field(default_factory=list)
+    """Rows that are still to be simulated a second time."""
     verified: int = 0
+    unverified: dict[str, str] = field(default_factory=dict)
+    """Rows whose second simulation failed."""
     retried: int = 0
     mismatches: list[str] = field(default_factory=list)
     replayed: bool = False
@@ -90,8 +99,10 @@ class LabelledRun:
 
     @classmethod
     def read(cls, run: LabelRun) -> LabelledRun:
-        """The part of a task that has one."""
-        return cls(**json.loads(run.result_path.read_text(encoding="utf-8")))
+        """Read a finished run; raises :class:`DataError` where its file is damaged."""
+        labelled = read_json(run.result_path, cls, remedy="delete it, and the run is made again")
+        rows_from_json(labelled.rows, source=str(run.result_path))
+        return labelled
 
     def summary(self) -> LabelledRun:
         """The same without its rows, counted: rows of many runs need not be in memory at once."""
@@ -103,8 +114,20 @@ class LabelledRun:
         return replace(self, rows=[], counts=counts)
 
     def write(self, run: LabelRun) -> None:
-        """Write the part; raises :class:`OutputError`."""
+        """Write the finished run; raises :class:`OutputError`."""
         write_json(run.result_path, asdict(self))
+
+
+def is_finished(run: LabelRun) -> bool:
+    """Whether the run is finished; one whose file is damaged is not, and is said to be made again."""
+    if not run.result_path.exists():
+        return False
+    try:
+        LabelledRun.read(run)
+    except DataError as error:
+        print(f"note: the run of {run.name} seed {run.seed} is made again: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def check_failure_rate(failed: int, labels: int, config: GRPOConfig) -> None:
@@ -120,20 +143,26 @@ def check_failure_rate(failed: int, labels: int, config: GRPOConfig) -> None:
 
 
 def label_run(config: GRPOConfig, run: LabelRun, slots: int) -> tuple[int, int]:
-    """Drive the run, write its part and its state; returns the number of rows and of those that failed.
+    """Drive the run, write it and its state; returns the number of rows and of those that failed.
 
-    ``slots`` branches run beside the run itself. Rows found in the journal are not simulated again.
+    ``slots`` branches run beside the run itself. Rows found in the journal are not simulated again. Where SUMO gives up
+    on the way, the run ends there, with the rows that it has.
     """
     journal = _Journal(run)
+    spec = RolloutSpec.of(config, branch_timeout_s=config.branch_timeout_seconds)
+    ended_early = None
     with TrafficSimulation(run.sumocfg, seed=run.seed, settings=SignalSettings.from_config(config)) as simulation:
-        journal.begin(run_record(simulation))
-        with Counterfactuals(simulation, rollout_spec(config), slots=slots) as counterfactuals:
-            drive_and_label(config, run, simulation, counterfactuals, journal)
+        journal.begin(asdict(RunRecord.of(simulation)))
+        try:
+            with Counterfactuals(simulation, spec, slots=slots) as counterfactuals:
+                drive_and_label(config, run, simulation, counterfactuals, journal)
+        except ScenarioError as error:
+            ended_early = str(error)
         violations, _ = simulation.judge_signals()
         if violations:
             raise UnreliableError(f"{run.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
-        write_json(run.result_path.parent / run.state_file, run_record(simulation))
-    return _finish(config, run, journal)
+        write_json(run.result_path.parent / run.state_file, asdict(RunRecord.of(simulation)))
+    return _finish(config, run, journal, ended_early)
 
 
 def drive_and_label(
@@ -155,31 +184,21 @@ def drive_and_label(
 
     while not simulation.finished and points < config.max_rows_per_run:
         due = simulation.due()
-        wanted = {}
+        to_label = {}
         for observation in due:
             if random.random() < _sampling_probability(observation, config):
                 if points not in journal.rows:
-                    wanted[observation.junction_id] = points
+                    to_label[observation.junction_id] = points
                     observed[points] = observation
                 points += 1
-        taken: dict[str, Action] = {}
+        actions: dict[str, Action] = {}
         for observation, decision in zip(due, behaviour.decide(due), strict=True):
             explore: Action = "yes" if random.random() < 0.5 else "no"
-            taken[observation.junction_id] = explore if random.random() < config.exploration_rate else decision.action
-        if taken:
-            journal.add_decisions(simulation.time, taken)
-        note(counterfactuals.advance(due, wanted, taken))
+            actions[observation.junction_id] = explore if random.random() < config.exploration_rate else decision.action
+        if actions:
+            journal.add_decisions(simulation.time, actions)
+        note(counterfactuals.step(due, to_label, actions))
     note(counterfactuals.finish())
-
-
-def rollout_spec(config: GRPOConfig) -> RolloutSpec:
-    return RolloutSpec(
-        config.rollout_policy,
-        config.horizon_seconds,
-        config.outcome_scope,
-        config.num_futures,
-        config.branch_timeout_seconds,
-    )
 
 
 def _sampling_probability(observation: Observation, config: GRPOConfig) -> float:
@@ -225,7 +244,7 @@ def _labelled(config: GRPOConfig, row: GRPODataEntry, futures: Futures) -> GRPOD
 
 
 def _finish(config: GRPOConfig, run: LabelRun, journal: _Journal, ended_early: str | None = None) -> tuple[int, int]:
-    """Turn the journal into a part."""
+    """Turn the journal into a finished run."""
     rows = [journal.rows[index] for index in sorted(journal.rows)]
     failed = {journal.rows[index]["id"]: cause for index, cause in sorted(journal.failed.items())}
     random = Random(f"{config.seed}/verify/{run.name}/{run.seed}")
@@ -237,11 +256,23 @@ def _finish(config: GRPOConfig, run: LabelRun, journal: _Journal, ended_early: s
 
 
 def salvage_run(config: GRPOConfig, run: LabelRun, cause: str) -> None:
-    """Make the part of a run that died again and again: what its journal holds up to there."""
+    """Finish a run that died again and again with what its journal holds up to there."""
     journal = _Journal(run, keep_failed=True)
     if journal.header is not None:
         write_json(run.result_path.parent / run.state_file, journal.header | {"decisions": journal.decisions})
     _finish(config, run, journal, ended_early=cause)
+
+
+@dataclass
+class _Line:
+    """A line of a journal: what the run is made of, the decisions of a second, or a row."""
+
+    run: dict[str, Any] | None = None
+    time: str | None = None
+    decisions: dict[str, Action] = field(default_factory=dict)
+    row: int = 0
+    data: dict[str, Any] | None = None
+    cause: str | None = None
 
 
 class _Journal:
@@ -256,19 +287,27 @@ class _Journal:
         self.failed: dict[int, str] = {}
         self._file: Any = None
         for line in self._lines():
-            if "run" in line:
-                self.header = line["run"]
-            elif "time" in line:
-                self.decisions[line["time"]] = line["decisions"]
-            elif line["cause"] is None or keep_failed:
-                self._note(line)
+            if line.run is not None:
+                self.header = line.run
+            elif line.time is not None:
+                self.decisions[line.time] = line.decisions
+            elif line.data is not None and (line.cause is None or keep_failed):
+                self._note(line.row, line.data, line.cause)
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _lines(self) -> Iterator[_Line]:
+        """The lines up to the first that is damaged: the last one of a killed process may be torn."""
         if not self._path.exists():
             return
-        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # the last line of a killed process may be torn
-                yield json.loads(line)
+        reader = TypeAdapter(_Line)
+        for text in self._path.read_bytes().split(b"\n")[:-1]:
+            try:
+                line = reader.validate_python(parse_json(text))
+                rows_from_json([] if line.data is None else [line.data], source=str(self._path))
+            except (ValueError, DataError):
+                return
+            if [line.run, line.time, line.data].count(None) != 2:
+                return
+            yield line
 
     def begin(self, record: dict[str, Any]) -> None:
         """Begin the file anew with what the run is made of, the rows that are known and what led to them."""
@@ -280,24 +319,24 @@ class _Journal:
 
     def add_row(self, index: int, row: GRPODataEntry, label: Futures | BranchError) -> None:
         """Note a row, or why it has no outcomes."""
-        line = {"row": index, "data": row_to_json(row), "cause": str(label) if row.outcomes is None else None}
-        self._note(line)
-        self._append(line)
+        data, cause = row_to_json(row), str(label) if row.outcomes is None else None
+        self._note(index, data, cause)
+        self._append({"row": index, "data": data, "cause": cause})
 
     def add_decisions(self, time: float, taken: dict[str, Action]) -> None:
         """Note the decisions of a second."""
         self._append({"time": time_text(time), "decisions": taken})
 
     def remove(self) -> None:
-        """Delete the file: the part is written."""
+        """Delete the file: the finished run is written."""
         if self._file is not None:
             self._file.close()
         self._path.unlink(missing_ok=True)
 
-    def _note(self, line: dict[str, Any]) -> None:
-        self.rows[line["row"]] = line["data"]
-        if line["cause"] is not None:
-            self.failed[line["row"]] = line["cause"]
+    def _note(self, row: int, data: dict[str, Any], cause: str | None) -> None:
+        self.rows[row] = data
+        if cause is not None:
+            self.failed[row] = cause
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -312,9 +351,9 @@ class _Journal:
 
 
 def replay_run(config: GRPOConfig, run: LabelRun) -> LabelledRun:
-    """Simulate the failed rows of a part again and verify its sampled ones, each action in a branch of its own.
+    """Simulate the failed rows of a finished run again and verify its sampled ones, each action in a branch of its own.
 
-    Writes the part; returns its summary.
+    Writes the run; returns its summary.
     """
     labelled = LabelledRun.read(run)
     position = {row["id"]: index for index, row in enumerate(labelled.rows)}
@@ -322,10 +361,13 @@ def replay_run(config: GRPOConfig, run: LabelRun) -> LabelledRun:
     rows = rows_from_json([labelled.rows[position[name]] for name in ids], source=str(run.result_path))
     rows = [replace(row, state_file=run.state_file) for row in rows]
     results = simulate_run(rows, run.result_path.parent, branch_timeout_s=config.branch_timeout_seconds)
+    unverified: dict[str, str] = {}
     for row, label in zip(rows, results, strict=True):
         if isinstance(label, BranchError):
             if row.id in labelled.failed:
                 labelled.failed[row.id] += f"; again: {label}"
+            else:
+                unverified[row.id] = str(label)
             continue
         again = row_to_json(_labelled(config, row, label)) | {
             "state_file": labelled.rows[position[row.id]]["state_file"]
@@ -339,6 +381,19 @@ def replay_run(config: GRPOConfig, run: LabelRun) -> LabelledRun:
         before = labelled.rows[position[row.id]]["outcomes"]
         if again["outcomes"] != before:
             labelled.mismatches.append(f"row {row.id}: recorded {before}, replayed {again['outcomes']}")
-    labelled.replayed = True
-    labelled.write(run)
+    _close_replay(run, labelled, unverified, replayed=not unverified)
     return labelled.summary()
+
+
+def give_up_replay(run: LabelRun, cause: str) -> LabelledRun:
+    """Note that the replay of a run died again and again; returns the run's summary."""
+    labelled = LabelledRun.read(run)
+    labelled.failed = {name: f"{before}; again: {cause}" for name, before in labelled.failed.items()}
+    _close_replay(run, labelled, dict.fromkeys(labelled.to_verify, cause), replayed=False)
+    return labelled.summary()
+
+
+def _close_replay(run: LabelRun, labelled: LabelledRun, unverified: dict[str, str], *, replayed: bool) -> None:
+    """Write the run; where it is not ``replayed``, the rest is tried again when the stage is started again."""
+    labelled.unverified, labelled.to_verify, labelled.replayed = unverified, list(unverified), replayed
+    labelled.write(run)

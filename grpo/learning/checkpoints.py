@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,16 @@ def checkpoint_to_resume(setting: str, folder: str | Path, *, interrupted: bool)
 
 
 def claim_training(
-    config: SFTTrainingConfig | GRPOTrainingConfig, *, inputs: str, reads: Sequence[str | Path], ignore: Sequence[str]
+    config: SFTTrainingConfig | GRPOTrainingConfig,
+    *,
+    inputs: Mapping[str, Mapping[str, str]],
+    reads: Sequence[str | Path],
+    ignore: Sequence[str],
 ) -> Path | None:
     """Claim ``config.output_dir``; returns the checkpoint to go on from, if any.
 
-    ``inputs`` is a digest of the files that decide the result, ``reads`` are the paths that must not lie in the folder,
-    ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and :class:`ModelError`.
+    ``inputs`` are digests of the files that decide the result (see ``inputs.py``), ``reads`` are the paths that must not
+    lie in the folder, ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and :class:`ModelError`.
     """
     folder, wanted = Path(config.output_dir), config.resume_from_checkpoint
     named = wanted not in ("auto", "never")
@@ -94,7 +98,7 @@ def claim_training(
         raise OutputError(f"{folder}: is finished; to train on from its checkpoint {wanted} give another output_dir")
     if named:
         checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
-    settings = {**config.to_dict(), **process_layout(), "inputs_sha256": inputs}
+    settings = {**config.to_dict(), **process_layout(), "inputs": inputs}
     interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=ignore, reads=reads)
     if inside and not interrupted:
         raise OutputError(

@@ -14,7 +14,7 @@ from ..config import GRPOTrainingConfig
 from ..labels.outcome_cache import fill_outcomes
 from ..models.answer_tokens import chat_ids
 from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
-from ..records import GRPODataEntry, advantage_of_extending, best_of, dataset_files, hold_out, observation_of, read_rows
+from ..records import GRPODataEntry, advantage_of_extending, best_of, hold_out, observation_of, read_dataset
 from ..system.errors import DataError
 from ..system.ranks import world_size
 
@@ -39,15 +39,14 @@ def load_grpo_dataset(
     Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the
     instruction and the input JSON), ``advantage`` (cost of `no` minus cost of `yes`, by ``cost_weights``, default the
     delay; None where the row has no outcomes) and ``best_action``. Rows with a saved state and no outcomes are
-    simulated by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows whose
-    ``extend_seconds`` is not the given one.
+    simulated by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows that
+    share an id and for those whose ``extend_seconds`` is not the given one.
     """
     import datasets
 
     weights = {"delay_veh_s": 1.0} if cost_weights is None else cost_weights
     columns = []
-    for file in dataset_files(dataset_path):
-        rows = read_rows(file)
+    for file, rows in read_dataset(dataset_path):
         for index, row in enumerate(rows):
             if extend_seconds is not None and row.extend_seconds != extend_seconds:
                 raise DataError(

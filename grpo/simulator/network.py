@@ -69,17 +69,29 @@ def read_network(sumocfg: Path, settings: SignalSettings) -> Network:
     return _read_once(sumocfg.absolute(), sumocfg, settings)
 
 
+def scenario_files(sumocfg: Path) -> list[Path]:
+    """The files of a scenario, wherever they lie: its configuration and all that this names.
+
+    What SUMO cannot read, and a file that is missing, is left out: SUMO's own words, when it starts, are better.
+    """
+    try:
+        named = _read_options(sumocfg).input_files()
+    except ScenarioError:
+        named = []
+    return [sumocfg.absolute(), *(file for file in map(Path, named) if file.is_file())]
+
+
 @cache
 def _read_once(_: Path, sumocfg: Path, settings: SignalSettings) -> Network:
-    if not sumocfg.is_file():
-        raise ScenarioError(f"{sumocfg}: no such scenario; give the path of a .sumocfg file")
-    options = read_options(sumocfg)
+    options = _read_options(sumocfg)
     network: Network = in_copy(sumocfg, partial(_read_network, sumocfg, options, settings), _START_TIMEOUT_S)
     return network
 
 
-def read_options(sumocfg: Path) -> ScenarioOptions:
+def _read_options(sumocfg: Path) -> ScenarioOptions:
     """What a configuration sets, as SUMO reads it; no other file is opened. Raises :class:`ScenarioError`."""
+    if not sumocfg.is_file():
+        raise ScenarioError(f"{sumocfg}: no such scenario; give the path of a .sumocfg file")
     with _captured_output():
         _libsumo()  # once here, instead of in each copy of this process: it takes half a second
     saved, said = in_copy(sumocfg, partial(_saved_configuration, sumocfg), _CONFIGURATION_TIMEOUT_S)

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from ..system.errors import ScenarioError
+from ..system.files import MANIFEST, RUN
 
 
 def find_scenarios(paths: Sequence[str | Path]) -> list[Path]:
@@ -53,13 +54,18 @@ _ENDINGS = (".sumocfg.xml", ".sumocfg", ".sumo.cfg.xml", ".sumo.cfg", ".cfg", ".
 def scenario_name(path: str | Path) -> str:
     """The name that results bear: the file's name without its ending.
 
-    Raises :class:`ScenarioError` where nothing is left of it.
+    Raises :class:`ScenarioError` where nothing is left of it, and where results have files of that name.
     """
     file = Path(path).name
     name = next((file.removesuffix(ending) for ending in _ENDINGS if file.endswith(ending)), file)
-    if not name.strip("."):
+    if not can_be_folder(name):
         raise ScenarioError(f"{path}: has no name that results could bear; rename the file")
     return name
+
+
+def can_be_folder(name: str) -> bool:
+    """Whether a folder of results can hold a scenario's folder of this name, beside its own files."""
+    return bool(name.strip(".")) and "/" not in name and "\0" not in name and name not in (RUN, MANIFEST)
 
 
 def unique_names(paths: Iterable[Path]) -> dict[str, Path]:

@@ -174,6 +174,10 @@ class ScenarioOptions:
         """The files that a kept option names."""
         return [file.strip() for file in self.get(name).split(",") if file.strip()]
 
+    def input_files(self) -> list[str]:
+        """All that the scenario reads; there may be folders among them."""
+        return [file for name in FILES for file in self.files(name)]
+
     def signal_files(self) -> list[str]:
         """The files that may hold signal programs."""
         return [*self.files("net-file"), *self.files("additional-files")]

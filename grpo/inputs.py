@@ -1,0 +1,48 @@
+"""What a run reads, as digests: a run is resumed, and a step of a pipeline is done, only while they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from grpo.models.folder import model_files, resolve_model
+from grpo.policies.rules import BASELINES
+from grpo.records import dataset_files
+from grpo.simulator.network import scenario_files
+from grpo.simulator.scenario_files import find_scenarios, unique_names
+from grpo.system.errors import DataError
+from grpo.system.files import digest
+from grpo.system.settings import StageConfig
+
+MODELS = ("model_path", "policy", "rollout_policy", "behaviour_policy")
+"""Settings that name models, or rules."""
+
+
+def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
+    """Setting -> name -> SHA-256 of the files that the setting names, for every setting that names what is read.
+
+    A scenario's name is that of its results, and its files are all that its configuration names. A model of the hub has
+    no files here. Raises :class:`GrpoError` where something is missing or cannot be read.
+    """
+    values = config.to_dict()
+    inputs: dict[str, dict[str, str]] = {}
+    if "scenarios" in values:
+        scenarios = unique_names(find_scenarios(values["scenarios"]))
+        inputs["scenarios"] = {name: _digest(name, scenario_files(path)) for name, path in scenarios.items()}
+    if path := values.get("dataset_path"):
+        inputs["dataset_path"] = {path: _digest(path, dataset_files(path))}
+    for key in MODELS:
+        named = values.get(key, [])
+        models = [name for name in ([named] if isinstance(named, str) else named) if name not in BASELINES]
+        if models:
+            inputs[key] = {name: _digest(name, model_files(resolve_model(name))) for name in models}
+    return inputs
+
+
+def _digest(name: str, files: Iterable[Path]) -> str:
+    try:
+        return digest(files)
+    except OSError as error:
+        raise DataError(
+            f"{name}: {error.filename}: cannot be read ({error.strerror}); correct its rights, or the path"
+        ) from None
