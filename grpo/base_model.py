@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -327,9 +326,3 @@ def main(argv: list[str] | None = None) -> int:
     write_manifest(folder, config.STAGE, config.to_dict(), parameters=parameters, minutes=round(minutes, 1), **measured)
     print(json.dumps({"parameters": parameters, **measured}, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

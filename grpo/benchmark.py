@@ -313,9 +313,3 @@ def main(argv: list[str] | None = None) -> int:
         f"results in {config.output_dir}: benchmark.md, benchmark.png, verdicts.json, evaluation.json", file=sys.stderr
     )
     return exit_code(episodes)
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

@@ -106,9 +106,3 @@ def main(argv: list[str] | None = None) -> int:
     for line in errors:
         print(f"error: {line}", file=sys.stderr)
     return 2 if errors else 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

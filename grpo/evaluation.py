@@ -359,9 +359,3 @@ def print_failures(episodes: Sequence[EpisodeResult]) -> None:
         print(f"failed: {where}: {episode.error}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(episodes)} episodes failed; the same command tries them again", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

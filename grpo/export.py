@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -309,9 +308,3 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of the stage; prints the folder of the export."""
     print(export(parse_config(ExportConfig, argv, description="Export a trained model, checked against itself.")))
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

@@ -252,9 +252,3 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(GRPOConfig, argv, description=(__doc__ or "").splitlines()[0])
     print_result(generate(config), config.output_dir)
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

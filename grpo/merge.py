@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -262,9 +261,3 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(MergeConfig, argv, description=(__doc__ or "").splitlines()[0])
     print_result(merge(config), config.output_dir)
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

@@ -135,9 +135,3 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("configs", type=Path, metavar="DIR", help="folder of NUMBER_STAGE.yaml, such as config/demo")
     run_pipeline(parser.parse_args(argv).configs)
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

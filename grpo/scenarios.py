@@ -106,9 +106,3 @@ def main(argv: list[str] | None = None) -> int:
     )
     generate_suite(config)
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

@@ -166,9 +166,3 @@ def main(argv: list[str] | None = None) -> int:
     path = make_sft_data(parse_config(SFTDataConfig, argv, description="Turn a dataset into labelled conversations."))
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    from grpo.system.console import guarded
-
-    sys.exit(guarded(main))

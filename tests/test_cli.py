@@ -94,13 +94,6 @@ def test_help_of_a_stage_imports_nothing_heavy(light: Run, stage: str) -> None:
     assert done.stdout.startswith(f"usage: grpo {stage}")
 
 
-@pytest.mark.parametrize("module", sorted({module for module, _ in STAGES.values()}))
-def test_help_of_a_stage_as_a_module(light: Run, module: str) -> None:
-    done = light("-m", f"grpo.{module}", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: grpo ")
-
-
 @pytest.mark.parametrize("script", ["training.py", "sft_training.py"])
 def test_help_of_a_training_script_from_any_folder(light: Run, script: str, tmp_path: Path) -> None:
     for path, cwd in ((f"grpo/{script}", PROJECT), (str(PROJECT / "grpo" / script), tmp_path)):

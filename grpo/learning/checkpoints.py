@@ -88,8 +88,9 @@ def claim_training(
 ) -> Path | None:
     """Claim ``config.output_dir``; returns the checkpoint to go on from, if any.
 
-    ``inputs`` are digests of the files that decide the result (see ``inputs.py``), ``reads`` are the paths that must not
-    lie in the folder, ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and :class:`ModelError`.
+    ``inputs`` are digests of the files that decide the result (see ``inputs.py``), ``reads`` the paths that must not lie
+    in the folder, ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and
+    :class:`ModelError`.
     """
     folder, wanted = Path(config.output_dir), config.resume_from_checkpoint
     named = wanted not in ("auto", "never")
