@@ -349,10 +349,10 @@ STATES: list[tuple[Callable[[dict[str, Any]], dict[str, Any]] | str, str]] = [
     (_fewer_decisions, "is a state of another network than"),
     (_decisions_of_another_light, "is a state of another network than"),
     ("of the pair", "is a state of another network than"),
-    ("absent", "cannot be read (No such file"),
-    ("cut", "JSON"),
-    (_no_seed, "field 'seed': "),
-    (_other_settings, "field 'settings.speed': "),
+    ("absent", "cannot be read (No such file or directory); run `grpo generate` again"),
+    ("cut", "not valid JSON (Unterminated"),
+    (_no_seed, "field 'seed': Field required; run `grpo generate` again"),
+    (_other_settings, "field 'settings.speed': Unexpected keyword argument"),
 ]
 
 

@@ -315,7 +315,7 @@ def moved_shard(shards: list[Path]) -> None:
         (odd_id, 3, "b/grpo_dataset.json: row 0, field 'id': Input should be a valid string"),
         (turned_advantage, 3, "b/grpo_dataset.json: row 2, field 'best_action': is "),
         (foreign_state, 3, "b/grpo_dataset.json: row 0, field 'state_file': is not states/seed-1.json; generate shard"),
-        (empty_state, 3, "b/states/seed-1.json: field 'seed': Field required; it is no state of a run; run `grpo gen"),
+        (empty_state, 3, "b/states/seed-1.json: field 'seed': Field required; run `grpo generate` again"),
         (binary_state, 3, "b/states/seed-1.json: not valid JSON ("),
         (other_inputs, 3, "shard3: were made with files of b fedcba987654 and fff; generate one of them again with"),
         (whole_run, 3, "whole: is no shard; make one with `grpo generate --shard I/N`"),

@@ -39,7 +39,7 @@ class RunRecord:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a ``state_file``; raises :class:`DataError` where it is none."""
-        return read_json(path, cls, remedy="it is no state of a run; run `grpo generate` again")
+        return read_json(path, cls, remedy="run `grpo generate` again")
 
 
 def simulate_run(

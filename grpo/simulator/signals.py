@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.sax.saxutils import quoteattr
 
 from .phases import LightProgram, Links, Phase, green_phases, opened, program_cycle
@@ -30,7 +30,7 @@ _EPSILON = 1e-6
 class SignalSettings:
     """Signal constraints and sensing; seconds and metres. See ``config.SignalConfig`` for the meanings."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a run's record is read
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     extend_seconds: int = 5
     min_green: int = 5
