@@ -10,8 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from helpers.tiny import tiny_model, tiny_rows, write_dataset
 from hypothesis import settings
-from tiny import tiny_model, tiny_rows, write_dataset
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, as would what it starts
 settings.register_profile("any_machine", deadline=None)  # no example fails for being slow

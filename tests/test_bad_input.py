@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networks import make_cross, make_pair
-from tiny import tiny_rows, write_dataset
+from helpers.folders import contents
+from helpers.networks import make_cross, make_pair
+from helpers.tiny import tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.labels.replay import simulate_rows, simulate_run
@@ -25,6 +26,8 @@ from grpo.prompt_builder import DEFAULT_FIELDS
 from grpo.records import GRPODataEntry, read_rows
 from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.system.console import guarded
+
+pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parent.parent
 
@@ -128,10 +131,6 @@ def place(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(inputs, copy)
     monkeypatch.chdir(copy)
     return copy
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def assert_refused(code: int, stderr: str, words: str) -> None:

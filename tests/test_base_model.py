@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.tiny import phase_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import phase_metrics
 
 from grpo.__main__ import main as grpo
 from grpo.base_model import (
@@ -33,6 +33,8 @@ from grpo.models.tokenizer import build_tokenizer
 from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, ask, build_prompt, system_prompt
 from grpo.records import Observation
 from grpo.system.errors import OutputError
+
+pytestmark = pytest.mark.slow
 
 SHIPPED = Path(resolve_model(BASE))
 FORMS = formats_of(BaseModelConfig())

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from tiny import tiny_observation
+from helpers.tiny import tiny_observation
 
 from grpo.policies.rules import RULE_POLICIES, make_rule_policy
 from grpo.records import Observation

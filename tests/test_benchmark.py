@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from networks import make_cross, make_pair
-from test_report import MODEL, episode, episodes_of
+from helpers.episodes import MODEL, episode, episodes_of
+from helpers.networks import make_cross, make_pair
 
 from grpo.__main__ import main
 from grpo.benchmark import MOST_SINGLE, BenchmarkConfig, NetworkGroup, judge, judge_all, make_groups, markdown
@@ -17,6 +17,8 @@ from grpo.evaluation import EvaluationConfig
 from grpo.policies.rules import BASELINES, ROLLOUT
 from grpo.records import EpisodeResult
 from grpo.system.console import guarded
+
+pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parent.parent
 

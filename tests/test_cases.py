@@ -25,7 +25,10 @@ from grpo.system.console import guarded
 from grpo.training import main as train
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not here: the cases cannot be tried")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not here: the cases cannot be tried"),
+]
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from networks import make_cross, make_pair
+from helpers.networks import make_cross, make_pair
 
 from grpo.check import main, print_report
 from grpo.episodes.preflight import LightReport, Report, examine
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from networks import make_cross
+from helpers.networks import make_cross
 
 from grpo.__main__ import STAGES, main, usage
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, GrpoError, UnreliableError
+
+pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parent.parent
 TRAINING_STACK = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth")

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.networks import make_cross
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import make_cross
 from rich.cells import cell_len
 
 from grpo.system.console import table
+
+pytestmark = pytest.mark.slow
 
 cells = st.text("ab中 .-12", min_size=1, max_size=12).map(str.strip)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import sumo
-from networks import make_cross, make_pair
-from snapshots import snapshot
+from helpers.networks import make_cross, make_pair
+from helpers.snapshots import snapshot
 
 from grpo.config import GRPOConfig
 from grpo.generate import generate
@@ -24,6 +24,8 @@ from grpo.scenarios import ScenarioSuiteConfig, generate_suite
 from grpo.sumo_interface import TrafficSimulation
 from grpo.system.forks import BranchError, Forks
 from grpo.system.workers import run_isolated
+
+pytestmark = pytest.mark.slow
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 REAL = ("cologne1", "cologne3", "ingolstadt1")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from networks import make_cross, make_pair
-from tiny import overflowing
+from helpers.networks import make_cross, make_pair
+from helpers.tiny import overflowing
 
 import grpo.generate as stage
 from grpo.config import GRPOConfig
@@ -22,6 +22,8 @@ from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_ro
 from grpo.system.console import guarded
 from grpo.system.errors import DataError, SimulatorCrash, UnreliableError
 from grpo.system.workers import WorkerDied
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

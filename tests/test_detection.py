@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.networks import make_pair
+from helpers.programs import light_program
+from helpers.tiny import phase_metrics
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import make_pair
-from programs import light_program
-from tiny import phase_metrics
 
 from grpo.records import Observation, PhaseMetrics
 from grpo.simulator.detection import DetectionArea, LaneGraph, PhaseArea, detection_area, measure_phases, reach
@@ -22,6 +22,8 @@ from grpo.simulator.phases import Phase
 from grpo.simulator.signals import SignalPlan, SignalSettings, plan_signal
 from grpo.sumo_interface import TrafficSimulation
 from grpo.synthetic.scenario import make_scenario
+
+pytestmark = pytest.mark.slow
 
 LANES = [f"l{number}" for number in range(8)]
 LIMIT = 14.0  # m/s

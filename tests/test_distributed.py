@@ -10,17 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import one_of_several
 import pytest
 import torch
 import yaml
+from helpers import one_of_several
+from helpers.tiny import tiny_rows, write_dataset
 from safetensors.torch import load_file
-from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig
 from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.system.errors import ConfigError, ModelError
 from grpo.system.ranks import use_first_gpu_only
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHES = sorted((ROOT / "config" / "accelerate").glob("*.yaml"))
@@ -114,7 +116,7 @@ def trained(answering_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     jobs.append(placed(drawn, "resumed", resume_from_checkpoint=str(folder / "kept" / "checkpoint-2")))
     jobs.append(placed({**drawn, "stop_at": 3}, "interrupted"))
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = two([str(ROOT / "tests" / "one_of_several.py"), str(folder / "jobs.json")])
+    done = two([str(ROOT / "tests" / "helpers" / "one_of_several.py"), str(folder / "jobs.json")])
     assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
     assert [out for _, out, _ in done] == ["", ""]
     assert "going on from step 2" in done[0][2] and done[1][2] == "", "only the main process speaks"
@@ -127,7 +129,7 @@ def trained(answering_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = yaml.safe_load((ROOT / "config" / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
     told = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
     told |= {name.upper(): str(value) for name, value in settings.items()}
-    done = two([str(ROOT / "tests" / "one_of_several.py"), str(folder / "split.json")], **told)
+    done = two([str(ROOT / "tests" / "helpers" / "one_of_several.py"), str(folder / "split.json")], **told)
     assert [code for code, *_ in done] == [0, 0], done[0][2] + done[1][2]
     assert "model_init_kwargs" not in done[0][2] and done[1][2] == ""
     for name, job in ALIKE.items():

@@ -18,9 +18,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from networks import make_cross, make_pair
-from processes import eventually, naming
-from test_report import episode as made_up
+from helpers.episodes import episode as made_up
+from helpers.networks import make_cross, make_pair
+from helpers.processes import eventually, naming
 
 from grpo import evaluation
 from grpo.__main__ import main
@@ -36,6 +36,8 @@ from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError, SimulatorCrash
 from grpo.system.forks import in_fork
 from grpo.system.workers import WorkerDied
+
+pytestmark = pytest.mark.slow
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "scenarios"
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny import small, tiny_rows, write_dataset
 from peft.tuners.lora import LoraLayer
-from test_training import small
-from tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig
 from grpo.learning.reward import Rewards
@@ -20,6 +19,8 @@ from grpo.models.loading import load_for_training
 from grpo.prompt_builder import ANSWERS
 from grpo.records import Action
 from grpo.training import build_trainer, load_grpo_dataset, trainer_arguments
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = 4
 YES: Action = "yes"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_model, tiny_observation, tiny_rows, tiny_tokenizer, write_dataset
+from helpers.tiny import tiny_model, tiny_observation, tiny_rows, tiny_tokenizer, write_dataset
 
 from grpo import export as module
 from grpo.__main__ import main
@@ -29,6 +29,8 @@ from grpo.records import GRPODataEntry
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, ModelError, OutputError, UnreliableError
 from grpo.training import train_grpo
+
+pytestmark = pytest.mark.slow
 
 FORMAT = PromptFormat("zh", ("lanes", "queue", "wait"))
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_min_parameters": 0, "lora_target_modules": ["q_proj", "down_proj"]}

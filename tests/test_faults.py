@@ -22,11 +22,13 @@ from random import Random
 from typing import Any
 
 import pytest
-from networks import make_cross, make_pair
-from processes import branches, descendants, eventually, holders, listening, naming, workers
+from helpers.networks import make_cross, make_pair
+from helpers.processes import branches, descendants, eventually, holders, listening, naming, workers
 
 from grpo.labels.replay import simulate_rows
 from grpo.records import read_rows
+
+pytestmark = pytest.mark.slow
 
 SEEDS = (1, 2)
 TASKS = [(name, seed) for name in ("cross", "pair") for seed in SEEDS]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.folders import contents
 
 from grpo.system import files
 from grpo.system.errors import OutputError
@@ -32,11 +33,6 @@ from grpo.system.files import (
 )
 
 SETTINGS = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def start(folder: Path, **changes: Any) -> bool:

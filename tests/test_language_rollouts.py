@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from networks import make_cross, make_pair
+from helpers.networks import make_cross, make_pair
 
 from grpo.__main__ import main as grpo
 from grpo.config import GRPOConfig
@@ -22,6 +22,8 @@ from grpo.policies.language_model import LanguageModelPolicy
 from grpo.records import GRPODataEntry, read_rows
 from grpo.sumo_interface import TrafficSimulation
 from grpo.system.console import guarded
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

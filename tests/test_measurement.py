@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from networks import make_cross, make_pair
+from helpers.networks import make_cross, make_pair
 
 from grpo.episodes.episode import EpisodeSpec, run_episode
 from grpo.labels.counterfactual import drive

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny import tiny_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_rows
 
 from grpo.__main__ import main
 from grpo.config import GRPOConfig

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny import tiny_rows
+from helpers.tiny import tiny_rows
 
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.learning.checkpoints import checkpoint_to_resume, newest_checkpoint

@@ -6,10 +6,10 @@ import math
 from random import Random
 
 import pytest
+from helpers.programs import as_sumo_reads, light_program, written_programs
 from hypothesis import assume, given
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
-from programs import as_sumo_reads, light_program, written_programs
 
 from grpo.simulator.monitor import Rules, Violation, first_of_each, judge, own_faults
 from grpo.simulator.network_file import NetworkFiles, WrittenPhase, WrittenProgram

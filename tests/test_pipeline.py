@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import eventually, naming
+from helpers.processes import eventually, naming
 
 from grpo.pipeline import read_steps
+
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "1_scenarios": {"train": 2, "validation": 0, "test": 1, "duration_seconds": 240},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_observation
+from helpers.tiny import tiny_observation
 
 from grpo.models.answer_tokens import decision_tokens
 from grpo.models.folder import SHIPPED, write_prompt_format

@@ -11,9 +11,9 @@ import sys
 from typing import Any, get_args
 
 import pytest
+from helpers.tiny import phase_metrics
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import phase_metrics
 
 from grpo.prompt_builder import (
     ANSWERS,

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networks import make_cross, make_pair
-from test_workers import eventually, gone
+from helpers.networks import make_cross, make_pair
+from helpers.processes import eventually, gone
 
 from grpo.system.errors import ConfigError, DataError, GrpoError
 from grpo.system.ray_executor import run_on_ray
 
 # Not importorskip: the calls import this module, and are to run without Ray around them.
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`"),
+]
 HERE = Path(__file__).parent
 PROJECT = HERE.parent
 ENVIRONMENT = {

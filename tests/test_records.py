@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny import tiny_rows, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_rows, write_dataset
 
 from grpo.records import (
     OUTCOME_TERMS,

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from helpers.episodes import MODEL, episode, episodes_of
 
 from grpo.episodes.chart import draw_chart
 from grpo.episodes.report import (
@@ -28,47 +28,11 @@ from grpo.episodes.report import (
     t_interval,
     write_csv,
 )
-from grpo.records import EpisodeResult, TripMeasures
-
-MODEL = "model/grpo_model"
-
-
-def episode(policy: str, scenario: str, seed: int, delay: float | None, **changes: Any) -> EpisodeResult:
-    """An episode with this delay and other measures; ``None`` makes it a failed one."""
-    if delay is None:
-        return EpisodeResult(policy, scenario, seed, error="SUMO does not start")
-    measures = TripMeasures(
-        avg_delay_s=delay,
-        avg_travel_time_s=delay + 30,
-        avg_waiting_s=delay / 2,
-        avg_queue_veh=delay / 4,
-        throughput_veh=500,
-        not_inserted_veh=0,
-        stops=300,
-        teleports=0,
-        emergency_brakings=0,
-        jammed=False,
-        people=0,
-        avg_people_waiting_s=0.0,
-        own_signal_faults=0,
-    )
-    times = (100, 1.5, 4.0) if policy == MODEL else (0,)
-    return EpisodeResult(policy, scenario, seed, replace(measures, **changes), *times)
-
 
 DELAYS: dict[str, dict[str, list[float | None]]] = {
     "cross": {"fixed_time": [30, 32, 34], "max_pressure": [40, 44, 90], MODEL: [20, 21, 25]},
     "grid": {"fixed_time": [50, 52, 54], "max_pressure": [45, None, 47], MODEL: [44, 45, 43]},
 }
-
-
-def episodes_of(delays: dict[str, dict[str, list[float | None]]]) -> list[EpisodeResult]:
-    return [
-        episode(policy, scenario, seed, delay, jammed=delay == 90)
-        for scenario, policies in delays.items()
-        for policy, values in policies.items()
-        for seed, delay in enumerate(values, 1)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny import tiny_rows
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny import tiny_rows
 
 from grpo.config import GRPOTrainingConfig
 from grpo.learning.reward import Rewards, completion_text, tsc_reward, tsc_scale

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.programs import driven, is_green
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import driven, is_green
 
 from grpo.scenarios import KINDS_IN_ORDER, LOAD_QUANTILES, ScenarioSuiteConfig, generate_suite
 from grpo.simulator.scenario_files import find_scenarios, scenario_name, unique_names
@@ -26,6 +26,8 @@ from grpo.synthetic.phases import Junction, draw_phases
 from grpo.synthetic.programs import Limits, transition
 from grpo.synthetic.scenario import KINDS, _to_sum, make_scenario
 from grpo.system.errors import OutputError, ScenarioError
+
+pytestmark = pytest.mark.slow
 
 
 def suite(folder: Path, **settings: int) -> dict[str, bytes]:

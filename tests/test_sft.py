@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import overflowing, tiny_rows, write_dataset
+from helpers.tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
@@ -28,6 +28,8 @@ from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, ModelError, OutputError
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = PromptFormat("zh", ("queue", "arriving", "wait", "max_lane_queue"))

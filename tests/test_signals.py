@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
+from helpers.programs import as_sumo_reads, driven, light_program, written_programs
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from programs import as_sumo_reads, driven, light_program, written_programs
 
 from grpo.simulator.phases import LightProgram, Links, Phase, green_phases, program_cycle, why_uncontrolled
 from grpo.simulator.signals import PROGRAM_ID, SignalPlan, SignalSettings, plan_signal, programs_xml, yellow_between

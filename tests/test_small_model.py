@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import overflowing
+from helpers.tiny import overflowing
 
 from grpo.models.folder import BASE, PRETRAINED, SHIPPED
 from grpo.models.numpy_qwen2 import CHAT_TEMPLATE, SmallModel, chat_text, fits

@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from networks import make_cross, make_pair
-from snapshots import snapshot
+from helpers.networks import make_cross, make_pair
+from helpers.snapshots import snapshot
 
 from grpo.simulator import network
 from grpo.simulator.network import read_network

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from networks import make_cross
+from helpers.networks import make_cross
 
 from grpo.labels.counterfactual import drive
 from grpo.policies.rules import make_rule_policy

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import overflowing, tiny_rows, write_dataset
+from helpers.tiny import overflowing, small, tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, load_config
 from grpo.labels.outcome_cache import fill_outcomes
@@ -30,28 +30,11 @@ from grpo.records import ACTIONS, GRPODataEntry, Outcome, best_of, dataset_files
 from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 YAML = ROOT / "config" / "grpo_config.yaml"
 SCRIPT = [sys.executable, str(ROOT / "grpo" / "training.py")]
-
-
-def small(model: Path, data: Path, output: Path, **changes: Any) -> GRPOTrainingConfig:
-    """Settings of a run that takes seconds; an epoch of the 24 rows is 12 steps."""
-    values: dict[str, Any] = {
-        "model_path": str(model),
-        "dataset_path": str(data),
-        "output_dir": str(output),
-        "learning_rate": 1e-3,
-        "max_new_tokens": 12,
-        "max_steps": 8,
-        "warmup_steps": 1,
-        "save_steps": 4,
-        "logging_steps": 1,
-        "validation_rows": 0,
-        "optim": "adamw_torch",
-        "estimator": "sampled",
-    }
-    return GRPOTrainingConfig(**(values | changes))
 
 
 def weights(folder: Path) -> bytes:
@@ -206,7 +189,7 @@ def test_rows_with_only_a_state_are_simulated_once(tmp_path: Path, caplog: pytes
 
 
 def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
-    from networks import make_cross
+    from helpers.networks import make_cross
 
     from grpo.config import GRPOConfig
     from grpo.generate import generate

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.networks import make_cross
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import make_cross
 
 from grpo.simulator.network import read_network
 from grpo.simulator.signals import SignalSettings

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import eventually, gone
 
 from grpo.system.errors import ConfigError, DataError
 from grpo.system.workers import WorkerDied, cause_of_death, die_with_parent, run_isolated, usable_workers
+
+pytestmark = pytest.mark.slow
 
 LONG_S = 600.0
 
@@ -90,21 +93,6 @@ def note_and_hang(folder: Path, how: str) -> None:
     if how == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(LONG_S)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for counts as ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def eventually(true: Callable[[], bool], *, seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
 
 
 def started(folder: Path, count: int) -> list[int]:

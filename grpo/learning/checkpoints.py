@@ -88,7 +88,7 @@ def claim_training(
 ) -> Path | None:
     """Claim ``config.output_dir``; returns the checkpoint to go on from, if any.
 
-    ``inputs`` are digests of the files that decide the result (see ``inputs.py``), ``reads`` the paths that must not lie
+    ``inputs`` are digests of the files that decide the result (``inputs.py``), ``reads`` the paths that must not lie
     in the folder, ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and
     :class:`ModelError`.
     """

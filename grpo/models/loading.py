@@ -361,10 +361,8 @@ def _hub_has(model: str) -> bool:
 
     try:
         HfApi().model_info(model, timeout=_HUB_S)
-    except HfHubHTTPError:  # it answers; why it refuses is said where the model is loaded
-        return True
-    except Exception:  # no network, no such host, a timeout, a proxy that refuses: what is in the cache will do
-        return False
+    except Exception as error:  # no network, a timeout, a proxy that refuses: what is in the cache will have to do
+        return isinstance(error, HfHubHTTPError)  # it answered; why it refuses is said where the model is loaded
     return True
 
 
