@@ -32,6 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --allow-untyped-defs tests
 	$(BIN)/lint-imports
 	$(BIN)/python docs/modules.py --check
 

@@ -144,7 +144,7 @@ def _controller(scenario: Path, seed: int, policy: str) -> Started:
                     simulation.apply(observation.junction_id, decision.action)
             simulation.step()
 
-    return simulation._sumo, drive
+    return simulation.sumo, drive
 
 
 def _peer(scenario: Path, seed: int, policy: str) -> Started:

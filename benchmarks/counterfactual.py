@@ -115,8 +115,8 @@ def run_raw(
         if state is not None:
             _save(simulation, state)
         measurement = simulation.measure(horizon.edges(simulation, point.junction_id))
-        step, set_phase = simulation._sumo.simulationStep, simulation._sumo.trafficlight.setPhase
-        steps_per_second = simulation._steps_per_second
+        step, set_phase = simulation.sumo.simulationStep, simulation.sumo.trafficlight.setPhase
+        steps_per_second = simulation.steps_per_second
         start = time.perf_counter()
         for second in range(horizon.seconds):
             for junction_id, phase in switches.get(second, ()):
@@ -138,7 +138,7 @@ def _save(simulation: TrafficSimulation, state: Path) -> None:
     state.with_name(f"{state.name}.files").write_text(
         ",".join([*network.options.files("additional-files"), str(programs)])
     )
-    simulation._sumo.simulation.saveState(str(state))
+    simulation.sumo.simulation.saveState(str(state))
 
 
 def _switches(
@@ -147,15 +147,11 @@ def _switches(
     """The phase changes of a branch, by second."""
     seen: dict[int, list[tuple[str, int]]] = {}
     begin = simulation.time
-    switch = simulation._switch
 
-    def noted(junction_id: str) -> None:
-        plan, light = simulation.plans[junction_id], simulation._lights[junction_id]
-        phase = (plan.greens[light.green].index + 1) % len(plan.phases)
+    def note(junction_id: str, phase: int) -> None:
         seen.setdefault(int(simulation.time - begin), []).append((junction_id, phase))
-        switch(junction_id)
 
-    simulation._switch = noted  # type: ignore[method-assign]
+    simulation.on_switch = note
     drive(simulation, horizon.policy(), horizon.seconds, due=due, forced=forced)
     return seen
 
@@ -250,8 +246,8 @@ def measure(sumocfg: Path, args: argparse.Namespace) -> dict[str, Any]:
                 raw_s += sum(seconds for seconds, _ in raws) / args.cores
                 engine_s += elapsed * len(points) / turns[-1][1]
                 few = jobs[: 2 * max(0, args.spawned - spawned)]
-                calls = [(sumocfg, states[i - i % 2], *job, args.horizon) for i, job in enumerate(few)]
-                spawn_s += sum(_parallel(run_spawned, calls, args.cores)) / args.cores
+                spawns = [(sumocfg, states[i - i % 2], *job, args.horizon) for i, job in enumerate(few)]
+                spawn_s += sum(_parallel(run_spawned, spawns, args.cores)) / args.cores
                 compared += len(points)
                 spawned += len(few) // 2
                 print(

@@ -83,7 +83,7 @@ def curve(config: GRPOTrainingConfig, *, evaluations: int) -> dict[str, list[flo
     """Train; returns seconds of training and held-out reward at each evaluation, the first before training, and the
     seconds of each step."""
     trainer, clock = timed_trainer(config, eval_on_start=True, eval_steps=config.max_steps // evaluations)
-    trainer._save_checkpoint = lambda *_: None
+    trainer._save_checkpoint = lambda *_: None  # transformers' own; a checkpoint is not what is timed
     trainer.train()
     held = {entry["step"]: entry["eval_reward"] for entry in trainer.state.log_history if "eval_reward" in entry}
     return {"seconds": [sum(clock.steps[:step]) for step in held], "reward": list(held.values()), "step": clock.steps}
@@ -121,7 +121,9 @@ def main() -> None:
                 kl_coeff=0.0, max_new_tokens=8, warmup_steps=5, logging_steps=20, optim="adamw_torch",
             )  # fmt: skip
             runs[seed] = {
-                name: curve(dataclasses.replace(config, estimator=name, **changes), evaluations=arguments.evaluations)
+                name: curve(
+                    dataclasses.replace(config, **(changes | {"estimator": name})), evaluations=arguments.evaluations
+                )
                 for name, changes in ESTIMATORS.items()
             }
     table = []

@@ -92,8 +92,8 @@ def arithmetic(scorer: TorchScorer, batch: list[Observation], prompt_format: Pro
 
 def token_counts(scorer: TorchScorer, batch: list[Observation], prompt_format: PromptFormat) -> list[tuple[int, int]]:
     """For each prompt, in any order: the tokens that are not read again, and those that are."""
-    chunks = scorer._chunks(scorer._render([question(state, prompt_format) for state in batch]))
-    return [(len(scorer._prefix) if each.cached else 0, len(each.ids)) for chunk in chunks for each in chunk]
+    chunks = scorer.chunks([question(state, prompt_format) for state in batch])
+    return [(len(scorer.prefix) if each.cached else 0, len(each.ids)) for chunk in chunks for each in chunk]
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -215,8 +215,8 @@ def measure(model: Any, tokenizer: Any, prompt_format: PromptFormat, arguments: 
         "states": len(states),
         "tokens_p50": int(np.median(tokens)),
         "tokens_max": max(tokens),
-        "tokens_shared": len(scorers["shared"]._prefix),
-        "chunk_tokens": scorers["shared"]._chunk_tokens,
+        "tokens_shared": len(scorers["shared"].prefix),
+        "chunk_tokens": scorers["shared"].chunk_tokens,
         "matmul_tflops": round(peak / 1e12, 4),
         "lights": lights,
         "largest_gap": float(f"{gap:.2g}"),

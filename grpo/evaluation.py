@@ -88,7 +88,7 @@ _PROGRAMS: dict[str, ProgramKind] = {
     "actuated_delay": "actuated_delay",
 }
 _SEARCH = RolloutSpec(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
-"""How ``rollout`` judges an action; chosen on generated validation scenarios (docs/experiments.md)."""
+"""How ``rollout`` judges an action; chosen on generated validation scenarios (docs/log: better-of-two-futures)."""
 EPISODES_LOG = "episodes.jsonl"
 _LOADING_S = 300.0
 """Real time that a worker may take, over that of the episode, to load a model."""

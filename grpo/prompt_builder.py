@@ -68,7 +68,7 @@ DEFAULT_FIELDS = (
     "downstream_queue",
     "yielding",
 )
-"""What a model reads of each phase unless it was taught otherwise; chosen by experiment (docs/experiments.md)."""
+"""What a model reads of each phase unless it was taught otherwise; chosen by trial (docs/log: what-the-model-reads)."""
 
 _INSTRUCTION: dict[Language, str] = {
     "en": (

@@ -1,7 +1,7 @@
 """A running scenario under signal constraints: step, observe, decide, measure.
 
 An instant of a run is saved as the decisions that led to it and restored by replaying them: SUMO's own state
-files leave out what vehicles inside a junction remember, and runs from them drift (docs/experiments.md).
+files leave out what vehicles inside a junction remember, and runs from them drift (docs/log: restore-an-instant).
 libsumo holds one simulation per process, so at most one :class:`TrafficSimulation` is open at a time.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,22 +78,23 @@ class TrafficSimulation:
                 added.flush()
                 files = [f"/dev/fd/{added.fileno()}"]
             args = ["--seed", str(seed), *extra_args]
-            self._sumo = start_sumo(self.sumocfg, network.options, args, additional_files=files, files_in=files_in)
-        self._steps_per_second = steps_per_second(network.step_s, self.sumocfg)
+            self.sumo = start_sumo(self.sumocfg, network.options, args, additional_files=files, files_in=files_in)
+        self.steps_per_second = steps_per_second(network.step_s, self.sumocfg)
+        self.on_switch: Callable[[str, int], None] | None = None  # told of each switch: the light, the phase it goes to
         self.begin, self.end = network.begin, network.end
         self.time = self._last_change = self.begin
         self.decisions: dict[str, dict[str, Action]] = {}
         """Every decision applied so far: time (s, as text) -> light -> action. Enough to repeat the run."""
         self.shown: dict[str, list[tuple[float, str]]] = {name: [] for name in network.lights}
         """What every light has shown: (time from which on, state)."""
-        self.events = Events(self._sumo)
+        self.events = Events(self.sumo)
         self._lights: dict[str, _Light] = {}
         self._areas: dict[str, DetectionArea] = {}
         if self.plans:
             self._read_detection_areas()
             for junction_id, plan in self.plans.items():
                 self._check_program(junction_id)
-                self._sumo.trafficlight.setPhase(junction_id, plan.greens[0].index)
+                self.sumo.trafficlight.setPhase(junction_id, plan.greens[0].index)
                 self._begin_green(junction_id, 0, self.time)
             self._force_due_switches()
 
@@ -106,7 +107,7 @@ class TrafficSimulation:
         """
         if self.end < float("inf"):
             return self.time >= self.end
-        return self.time - self._last_change >= _GIVEN_UP_S or self._sumo.simulation.getMinExpectedNumber() == 0
+        return self.time - self._last_change >= _GIVEN_UP_S or self.sumo.simulation.getMinExpectedNumber() == 0
 
     def step(self) -> None:
         """Advance by one simulated second; then lights whose green is as long as it may be are switched.
@@ -115,11 +116,11 @@ class TrafficSimulation:
         """
         self.events.begin_second()
         try:
-            for number in range(self._steps_per_second):
-                self._sumo.simulationStep()
+            for number in range(self.steps_per_second):
+                self.sumo.simulationStep()
                 self.events.note_step()
                 self._note_lights(self.time + number * self.network.step_s)
-        except (self._sumo.TraCIException, self._sumo.FatalTraCIError) as error:
+        except (self.sumo.TraCIException, self.sumo.FatalTraCIError) as error:
             said = one_line(error)
             raise ScenarioError(f"{self.sumocfg}: SUMO stopped at {time_text(self.time)} s: {said}") from None
         self.time += 1.0
@@ -131,14 +132,14 @@ class TrafficSimulation:
 
     def _note_lights(self, time: float) -> None:
         for name, states in self.shown.items():
-            state = self._sumo.trafficlight.getRedYellowGreenState(name)
+            state = self.sumo.trafficlight.getRedYellowGreenState(name)
             if not states or states[-1][1] != state:
                 states.append((time, state))
 
     def _check_owner(self, junction_id: str) -> None:
         """Raise :class:`ScenarioError` where somebody else drives a light of ours: program, phase or state."""
         self._check_program(junction_id)
-        phase = self._sumo.trafficlight.getPhase(junction_id)
+        phase = self.sumo.trafficlight.getPhase(junction_id)
         light = self._lights.get(junction_id)
         if light and self.time > light.since + _EPSILON:
             expected = self.plans[junction_id].greens[light.green].index
@@ -149,7 +150,7 @@ class TrafficSimulation:
             raise self._taken_over(junction_id, f"shows '{state}' instead of '{ours}'", "sets its state")
 
     def _check_program(self, junction_id: str) -> None:
-        program = self._sumo.trafficlight.getProgram(junction_id)
+        program = self.sumo.trafficlight.getProgram(junction_id)
         if program != PROGRAM_ID:
             what = f"runs program '{program}' instead of the controller's"
             raise self._taken_over(junction_id, what, "switches it")
@@ -161,9 +162,9 @@ class TrafficSimulation:
 
     def close(self) -> None:
         """End the simulation; calling it twice is harmless."""
-        if self._sumo is not None:
-            close_sumo(self._sumo)
-            self._sumo = None
+        if self.sumo is not None:
+            close_sumo(self.sumo)
+            self.sumo = None
 
     def reseed(self, seed: int) -> None:
         """Another random future from here on: new random numbers for how vehicles drive and change lanes.
@@ -171,7 +172,7 @@ class TrafficSimulation:
         Demand stays what it is: SUMO's generator of flows cannot be reached. Raises :class:`ScenarioError` where
         this libsumo does not show its generators.
         """
-        reseed_lanes(self._sumo, seed)
+        reseed_lanes(self.sumo, seed)
 
     def __enter__(self) -> TrafficSimulation:
         return self
@@ -214,7 +215,10 @@ class TrafficSimulation:
         light, plan = self._lights[junction_id], self.plans[junction_id]
         green = plan.greens[light.green]
         self._check_owner(junction_id)
-        self._sumo.trafficlight.setPhase(junction_id, (green.index + 1) % len(plan.phases))
+        phase = (green.index + 1) % len(plan.phases)
+        self.sumo.trafficlight.setPhase(junction_id, phase)
+        if self.on_switch is not None:
+            self.on_switch(junction_id, phase)
         self._begin_green(junction_id, (light.green + 1) % len(plan.greens), self.time + green.transition_s)
 
     def _begin_green(self, junction_id: str, number: int, since: float) -> None:
@@ -224,11 +228,11 @@ class TrafficSimulation:
 
     def _observe(self, junction_id: str) -> Observation:
         plan, light, area = self.plans[junction_id], self._lights[junction_id], self._areas[junction_id]
-        vehicles_on = self._sumo.lane.getLastStepVehicleIDs
+        vehicles_on = self.sumo.lane.getLastStepVehicleIDs
         metrics = measure_phases(
             area,
             {lane: seen for lane in area.lanes if (seen := self._moving_or_queued(vehicles_on(lane)))},
-            self._sumo.vehicle,
+            self.sumo.vehicle,
             distance=self.settings.detection_range,
             extend_seconds=self.settings.extend_seconds,
         )
@@ -264,12 +268,12 @@ class TrafficSimulation:
         downstream: dict[str, list[str]] = {}
         upstream: dict[str, list[str]] = {}
         turnarounds: set[tuple[str, str]] = set()
-        for lane in self._sumo.lane.getIDList():
-            length[lane] = self._sumo.lane.getLength(lane)
-            limit[lane] = self._sumo.lane.getMaxSpeed(lane)
+        for lane in self.sumo.lane.getIDList():
+            length[lane] = self.sumo.lane.getLength(lane)
+            limit[lane] = self.sumo.lane.getMaxSpeed(lane)
             if lane.startswith(":"):
                 continue
-            onward = self._sumo.lane.getLinks(lane)
+            onward = self.sumo.lane.getLinks(lane)
             downstream[lane] = [link[0] for link in onward]
             turnarounds.update((lane, link[0]) for link in onward if link[_DIRECTION] in _TURNAROUND)
             for following in downstream[lane]:
@@ -286,29 +290,29 @@ class TrafficSimulation:
         groups = self.network.links[junction_id]
         crossings = [pair for number in self.network.lights[junction_id].links.crossings for pair in groups[number]]
         lanes = [*self._areas[junction_id].lanes, *(lane for pair in crossings for lane in pair)]
-        return frozenset(self._sumo.lane.getEdgeID(lane) for lane in lanes)
+        return frozenset(self.sumo.lane.getEdgeID(lane) for lane in lanes)
 
     def measure(self, scope: frozenset[str] | None = None) -> Measurement:
         """Start counting an outcome from this instant, over the network or the edges of ``scope``."""
-        return Measurement(self._sumo, self.events, scope)
+        return Measurement(self.sumo, self.events, scope)
 
     def standing_people(self) -> int:
         """People on foot who stand at this moment."""
-        return standing_people(self._sumo)
+        return standing_people(self.sumo)
 
     def longest_standing_s(self) -> float:
         """The longest time that a vehicle on the road has now been standing; planned stops do not count."""
-        vehicles = self._sumo.vehicle
+        vehicles = self.sumo.vehicle
         return max(map(vehicles.getWaitingTime, vehicles.getIDList()), default=0.0)
 
     def waiting_vehicles(self) -> frozenset[str]:
         """Vehicles that are due and have found no room to enter."""
-        return frozenset(self._sumo.simulation.getPendingVehicles())
+        return frozenset(self.sumo.simulation.getPendingVehicles())
 
     def departed_classes(self) -> list[str]:
         """SUMO's classes of the vehicles that set out in the last second and are still there."""
-        here = set(self._sumo.vehicle.getIDList())
-        return [self._sumo.vehicle.getVehicleClass(name) for name in self.events.departed if name in here]
+        here = set(self.sumo.vehicle.getIDList())
+        return [self.sumo.vehicle.getVehicleClass(name) for name in self.events.departed if name in here]
 
     def judge_signals(self, *, judge_longest: bool = True) -> tuple[list[Violation], list[Violation]]:
         """What the monitor finds: violations of the lights that run our programs, and own faults of the others."""

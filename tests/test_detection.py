@@ -349,7 +349,7 @@ class PlainDetection:
     """The same counts by the plainest way: every phase looks at every vehicle of the network."""
 
     def __init__(self, simulation: TrafficSimulation) -> None:
-        self.simulation, self.sumo = simulation, simulation._sumo
+        self.simulation, self.sumo = simulation, simulation.sumo
         lights, lane = self.sumo.trafficlight, self.sumo.lane
         self.links = {name: lights.getControlledLinks(name) for name in lights.getIDList()}
         signalled = {(link[0], link[1]) for groups in self.links.values() for group in groups for link in group}

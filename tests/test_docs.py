@@ -82,3 +82,11 @@ def test_every_module_of_the_package_is_named_in_the_table() -> None:
     for file in (PROJECT / "grpo").rglob("*.py"):
         if file.name != "__init__.py":
             assert f"`{file.relative_to(PROJECT / 'grpo')}`" in table
+
+
+def test_pages_of_the_log_that_the_code_names_are_there() -> None:
+    topics = {page.stem[11:] for page in LOG.glob("20*.md")}
+    for file in (PROJECT / "grpo").rglob("*.py"):
+        assert set(re.findall(r"docs/log: ([a-z0-9-]+)", file.read_text(encoding="utf-8"))) <= topics, file.name
+        for path in re.findall(r"docs/[\w/-]+\.md", file.read_text(encoding="utf-8")):
+            assert (PROJECT / path).is_file(), (file.name, path)

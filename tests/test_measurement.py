@@ -50,7 +50,7 @@ def test_scopes_that_share_the_network_out_share_its_counts_out(tmp_path: Path) 
     whole = ["WA", "AB", "BA", "EB", "NAA", "ASA", "SBB", "BNB", "BE", "AW", "SAA", "ANA", "NBB", "BSB"]
     with TrafficSimulation(sumocfg, seed=1, extra_args=["--time-to-teleport", "20"]) as simulation:
         inside = [f":{light}_{number}" for light in "AB" for number in range(20)]
-        edges = frozenset(whole + [edge for edge in inside if edge in set(simulation._sumo.edge.getIDList())])
+        edges = frozenset(whole + [edge for edge in inside if edge in set(simulation.sumo.edge.getIDList())])
         half = frozenset(sorted(edges)[::2])
         total, one, other = measured(simulation, [None, half, edges - half], 400)
         assert measured(simulation, [frozenset()], 5)[0] == Outcome(0, 0, 0, 0, 0, 0, 0)

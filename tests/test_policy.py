@@ -179,16 +179,16 @@ def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: li
     assert shared(asked[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
     short, long = watch(shared), watch(whole)
     shared(asked[:1]), whole(asked[:1])
-    assert len(shared._prefix) > 3
-    assert short.tokens == [(1, long.tokens[0][1] - len(shared._prefix))]
+    assert len(shared.prefix) > 3
+    assert short.tokens == [(1, long.tokens[0][1] - len(shared.prefix))]
 
 
 def test_what_is_kept_of_the_beginning_is_not_written_to(parts: tuple[Any, Any], states: list[Observation]) -> None:
     scorer = TorchScorer(*parts)
-    before = [(keys.clone(), values.clone()) for keys, values, *_ in scorer._prefix_cache]
+    before = [(keys.clone(), values.clone()) for keys, values, *_ in scorer._cache]
     scorer([question(state) for state in states])
-    for (keys, values), (kept_keys, kept_values, *_) in zip(before, scorer._prefix_cache, strict=True):
-        assert keys.shape[-2] == len(scorer._prefix)
+    for (keys, values), (kept_keys, kept_values, *_) in zip(before, scorer._cache, strict=True):
+        assert keys.shape[-2] == len(scorer.prefix)
         assert torch.equal(keys, kept_keys) and torch.equal(values, kept_values)
 
 

@@ -61,7 +61,7 @@ def test_signal_constraints_hold_under_random_decisions(name, extend_share, cros
                 asked += 1
                 simulation.apply(observation.junction_id, "yes" if random.random() < extend_share else "no")
             simulation.step()
-            states = dict(zip(simulation._sumo.trafficlight.getIDList(), snapshot(simulation)[2], strict=True))
+            states = dict(zip(simulation.sumo.trafficlight.getIDList(), snapshot(simulation)[2], strict=True))
             for junction, plan in plans.items():
                 before, now = shown[junction], states[junction]
                 assert now in {phase.state for phase in plan.phases}, "a state that is not in the program"
@@ -186,7 +186,7 @@ def test_who_else_drives_a_light_is_named_and_the_run_stops(meddle, said, cross)
             for observation in simulation.due():
                 simulation.apply(observation.junction_id, "yes" if simulation.time < 20 else "no")
             if simulation.time == 10:
-                meddle(simulation._sumo.trafficlight, "C")
+                meddle(simulation.sumo.trafficlight, "C")
             simulation.step()
     assert said in str(stopped.value) and len(str(stopped.value).splitlines()) == 1
 

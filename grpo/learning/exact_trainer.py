@@ -7,7 +7,7 @@ What this is not. Nothing is sampled, so there is no group, no advantage against
 and no clip: each step takes the expectation under the policy as it is. An answer out of format is one outcome with one
 reward (``format_invalid``); a nearly well-formed one gets no more. It asks for two known answers whose rewards are
 recorded: it cannot train on answers with reasoning, nor on more than one decision in a row. What it estimates, and when
-that is what sampled groups give in expectation: ``docs/exact_grpo.md``.
+that is what sampled groups give in expectation: ``docs/method/exact_grpo.md``.
 
 Imports trl: only ``training.py`` imports this module, after the backend is chosen.
 """

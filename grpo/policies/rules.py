@@ -35,7 +35,7 @@ minus the queue behind the junction. Where greens follow a fixed cycle a switch 
 "another phase presses harder" says too little: taken literally the rule ends greens too early, above all with many
 phases, and the lost time fills the roads. Here a green is kept while it presses at least this share as hard as the
 others do on the mean, and vehicles that reach the stop line during the extension count like standing ones: the best
-of the forms tried on generated scenarios (docs/experiments.md).
+of the forms tried on generated scenarios (docs/log: baselines-at-their-best).
 """
 
 
@@ -65,7 +65,7 @@ def _delay_balance(observation: Observation) -> Action:
 
     A vehicle served now does not stand through the coming red, which lasts for the other phases' transitions
     and queues; every vehicle on the other phases waits ``extend_seconds`` longer. The factor 0.8 was the best of
-    0.8, 1 and 1.25 on 20 generated training scenarios (docs/experiments.md).
+    0.8, 1 and 1.25 on 20 generated training scenarios (docs/log: baselines-at-their-best).
     """
     current = observation.phase_metrics[observation.current_phase_id]
     others = [metrics for name, metrics in observation.phase_metrics.items() if name != observation.current_phase_id]
@@ -93,7 +93,7 @@ def _self_organising(observation: Observation) -> Action:
 
     The counter of a red light, vehicles times seconds, is the triangle under its queue: standing vehicles times the
     first one's wait, halved. A green that serves nobody ends at once. Arriving vehicles are not cut off, however many
-    they are: cutting a platoon of three or more, as the original does, was worse (docs/experiments.md).
+    they are: cutting a platoon of three or more, as the original does, was worse (docs/log: baselines-at-their-best).
     """
     current, *others = observation.phase_metrics.values()
     if not any(m.queue + m.arriving + m.approaching for m in others):

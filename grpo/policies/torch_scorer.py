@@ -48,7 +48,9 @@ def _torch_policy(model: str, device: str) -> LanguageModelPolicy:
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class Prompt:
+    """A prompt of a batch, ready for the model."""
+
     index: int
     """Position in the caller's batch."""
     ids: list[int]
@@ -85,16 +87,16 @@ class TorchScorer:
         )
         self._answer_start, self._decision_tokens = decision_tokens(lambda text: encode(tokenizer, [text])[0], texts[0])
         self._on_gpu = model.device.type == "cuda"
-        self._chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]
+        self.chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]
         self._head = model.get_output_embeddings()
         self._lock = threading.Lock()
-        self._prefix: list[int] = []
+        self.prefix: list[int] = []
         if share_prefix and supports_prefix_packing(model):
-            self._prefix = shared_prefix_of(encode(tokenizer, texts))
-        if self._prefix:
+            self.prefix = shared_prefix_of(encode(tokenizer, texts))
+        if self.prefix:
             with torch.inference_mode():
-                ids = torch.tensor([self._prefix], device=model.device)
-                self._prefix_cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+                ids = torch.tensor([self.prefix], device=model.device)
+                self._cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def __call__(self, questions: Sequence[str]) -> list[float]:
         """Probability of ``yes`` against ``no`` for each question."""
@@ -104,8 +106,8 @@ class TorchScorer:
             try:
                 return self._p_extend(questions)
             except torch.OutOfMemoryError:
-                self._chunk_tokens = max(1, self._chunk_tokens // 2)
-                log.warning("the GPU's memory is full; going on with %d tokens at once", self._chunk_tokens)
+                self.chunk_tokens = max(1, self.chunk_tokens // 2)
+                log.warning("the GPU's memory is full; going on with %d tokens at once", self.chunk_tokens)
             torch.cuda.empty_cache()
             return self._p_extend(questions)
 
@@ -114,7 +116,7 @@ class TorchScorer:
 
         indices, p_extend = [], []
         with torch.inference_mode():
-            for chunk in self._chunks(self._render(questions)):
+            for chunk in self.chunks(questions):
                 indices += [prompt.index for prompt in chunk]
                 p_extend.append(self._forward(chunk))  # a GPU is not waited for here
             found = torch.cat(p_extend).tolist()
@@ -123,22 +125,23 @@ class TorchScorer:
     def _render(self, questions: Sequence[str]) -> list[str]:
         return chat_texts(self.tokenizer, map(as_conversation, questions))
 
-    def _chunks(self, texts: list[str]) -> Iterator[list[_Prompt]]:
-        """Rendered prompts in chunks of like length, the longest first; those of a chunk are all cached, or none is."""
+    def chunks(self, questions: Sequence[str]) -> Iterator[list[Prompt]]:
+        """Prompts in chunks of like length, the longest first; those of a chunk are all cached, or none is."""
+        texts = self._render(questions)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
         for start in range(0, len(texts), _BLOCK):
             block = by_length[start : start + _BLOCK]
             ids = encode(self.tokenizer, [texts[index] for index in block])
             prompts = [self._prompt(index, tokens) for index, tokens in zip(block, ids, strict=True)]
             for cached in (True, False):
-                yield from _even_chunks([prompt for prompt in prompts if prompt.cached is cached], self._chunk_tokens)
+                yield from _even_chunks([prompt for prompt in prompts if prompt.cached is cached], self.chunk_tokens)
 
-    def _prompt(self, index: int, ids: list[int]) -> _Prompt:
-        length = len(self._prefix)
-        cached = length > 0 and ids[:length] == self._prefix
-        return _Prompt(index, (ids[length:] if cached else ids) + self._answer_start, cached)
+    def _prompt(self, index: int, ids: list[int]) -> Prompt:
+        length = len(self.prefix)
+        cached = length > 0 and ids[:length] == self.prefix
+        return Prompt(index, (ids[length:] if cached else ids) + self._answer_start, cached)
 
-    def _forward(self, chunk: list[_Prompt]) -> Any:
+    def _forward(self, chunk: list[Prompt]) -> Any:
         """Probability of ``yes`` against ``no`` behind each prompt of a chunk: (prompts,)."""
         import torch
 
@@ -152,8 +155,8 @@ class TorchScorer:
 
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if chunk[0].cached:
-            cache = copy.deepcopy(self._prefix_cache)  # the model adds to what it is given
-            arguments = {**pack_with_shared_prefix(ids[0, :0], ids, read=len(self._prefix)), "past_key_values": cache}
+            cache = copy.deepcopy(self._cache)  # the model adds to what it is given
+            arguments = {**pack_with_shared_prefix(ids[0, :0], ids, read=len(self.prefix)), "past_key_values": cache}
             ends = packed_positions(ends, width)
         with logits_at(self._head, ends):
             logits = self.model(**arguments).logits.view(len(chunk), -1)  # (prompts, vocabulary)
@@ -167,7 +170,7 @@ class TorchScorer:
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self._on_gpu else tensor
 
 
-def _even_chunks(prompts: list[_Prompt], chunk_tokens: int) -> Iterator[list[_Prompt]]:
+def _even_chunks(prompts: list[Prompt], chunk_tokens: int) -> Iterator[list[Prompt]]:
     """``prompts`` from the longest on, in as few chunks of equal size as keep about ``chunk_tokens`` in each."""
     prompts = sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)
     padded = len(prompts) * len(prompts[0].ids) if prompts else 0

@@ -64,7 +64,7 @@ def read_network(sumocfg: Path, settings: SignalSettings) -> Network:
 
     Raises :class:`ScenarioError` where it does not start or has options under which it cannot be controlled. That
     start is in a copy of this process: after it, a second one here would not always be the same run again
-    (docs/experiments.md).
+    (docs/log: restore-an-instant).
     """
     return _read_once(sumocfg.absolute(), sumocfg, settings)
 

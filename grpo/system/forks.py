@@ -25,7 +25,7 @@ CHEAP_FORKS = {
     # A linear algebra library that SUMO brings along keeps no threads: nothing but this thread is forked.
     "OPENBLAS_NUM_THREADS": "1",
 }
-"""Environment in which to start a process that will fork often (docs/experiments.md)."""
+"""Environment in which to start a process that will fork often (docs/log: cost-of-a-branch)."""
 
 
 class BranchError(Exception):

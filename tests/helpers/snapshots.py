@@ -9,7 +9,7 @@ from grpo.sumo_interface import TrafficSimulation
 
 def snapshot(simulation: TrafficSimulation) -> tuple[Any, ...]:
     """Time; every vehicle's lane, position and speed; every light's state; who has just arrived."""
-    sumo = simulation._sumo
+    sumo = simulation.sumo
     vehicles = tuple(
         (name, sumo.vehicle.getLaneID(name), sumo.vehicle.getLanePosition(name), sumo.vehicle.getSpeed(name))
         for name in sumo.vehicle.getIDList()
