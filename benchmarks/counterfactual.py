@@ -105,7 +105,10 @@ def run_raw(
     sumocfg: Path, point: Point, action: Action, horizon: RolloutSpec, state: Path | None
 ) -> tuple[float, Outcome]:
     """Seconds for the bare steps, phase changes and measurements of one branch; saves the instant on the way."""
-    with TrafficSimulation(sumocfg, seed=point.seed) as simulation:
+    folder = os.open(
+        state.parent if state else tempfile.gettempdir(), os.O_RDONLY
+    )  # else what SUMO writes goes nowhere
+    with TrafficSimulation(sumocfg, seed=point.seed, files_in=folder) as simulation:
         while simulation.time < point.time:
             for junction_id, taken in point.decisions.get(time_text(simulation.time), {}).items():
                 simulation.apply(junction_id, taken)

@@ -308,7 +308,7 @@ def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseM
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `grpo base-model`."""
-    config = parse_config(BaseModelConfig, argv, description="Build the small base model from random weights.")
+    config = parse_config(BaseModelConfig, argv)
     folder = Path(config.output_dir)
     check_training_stack(config.STAGE)
     claim_output(folder, config.to_dict(), if_finished=config.if_finished)

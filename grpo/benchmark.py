@@ -305,7 +305,7 @@ def _write(given: Sequence[str], output: Path, results: Results) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
-    config = parse_config(BenchmarkConfig, argv, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(BenchmarkConfig, argv)
     episodes, _ = evaluate(config, partial(_write, config.scenarios))
     print((Path(config.output_dir) / "benchmark.md").read_text(encoding="utf-8"))
     print_failures(episodes)

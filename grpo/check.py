@@ -90,7 +90,7 @@ def _table(lights: Sequence[LightReport]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
-    config = parse_config(CheckConfig, argv, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(CheckConfig, argv)
     settings = SignalSettings.from_config(config)
     reports: list[Report] = []
     for sumocfg in find_scenarios(config.scenarios):

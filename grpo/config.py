@@ -178,7 +178,10 @@ class OptimizationSettings(StageConfig):
 
 @dataclass(frozen=True, config=STRICT)
 class GRPOConfig(SignalConfig, CostSettings, WorkerSettings, RunSettings):
-    """Settings of `grpo generate`: the counterfactual dataset (training has :class:`GRPOTrainingConfig`)."""
+    """Settings of `grpo generate`: both actions simulated at sampled decision points.
+
+    Not TRL's class of that name; training has :class:`GRPOTrainingConfig`.
+    """
 
     STAGE: ClassVar[str] = "generate"
     POSITIONAL: ClassVar[str | None] = "scenarios"

@@ -336,7 +336,7 @@ def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Seq
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
-    config = parse_config(EvaluationConfig, argv, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(EvaluationConfig, argv)
     episodes, summary = evaluate(config)
     print(report_text(summary, width=terminal_width()))
     print_failures(episodes)

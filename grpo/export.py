@@ -306,5 +306,5 @@ def _read_differently(tokenizer: Any, other: Any, questions: Sequence[str]) -> i
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage; prints the folder of the export."""
-    print(export(parse_config(ExportConfig, argv, description="Export a trained model, checked against itself.")))
+    print(export(parse_config(ExportConfig, argv)))
     return 0

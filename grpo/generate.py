@@ -249,6 +249,6 @@ def print_result(rows: int, output_dir: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
-    config = parse_config(GRPOConfig, argv, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(GRPOConfig, argv)
     print_result(generate(config), config.output_dir)
     return 0

@@ -258,6 +258,6 @@ def _results(manifests: Sequence[ShardManifest], names: Sequence[str]) -> dict[s
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
-    config = parse_config(MergeConfig, argv, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(MergeConfig, argv)
     print_result(merge(config), config.output_dir)
     return 0

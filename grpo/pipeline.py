@@ -22,16 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from .base_model import BaseModelConfig
+from .benchmark import BenchmarkConfig
 from .config import GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
 from .evaluation import EvaluationConfig
 from .inputs import inputs_of
 from .scenarios import ScenarioSuiteConfig
 from .sft_data import SFTDataConfig
+from .system.command_line import EXIT_CODES
 from .system.errors import ConfigError, GrpoError
 from .system.files import MANIFEST
-from .system.settings import StageConfig
+from .system.settings import StageConfig, preset
 from .system.workers import die_with_parent
 
+ABOUT_PIPELINE = "The steps of a folder of configs, one after the other, as a person would type them."
 ABOUT: dict[type[StageConfig], str] = {
     ScenarioSuiteConfig: "generate road networks and traffic: training, validation and test",
     BaseModelConfig: "teach a model from random weights to read junction states",
@@ -40,6 +43,7 @@ ABOUT: dict[type[StageConfig], str] = {
     SFTTrainingConfig: "teach the answer format and a first policy",
     GRPOTrainingConfig: "GRPO: reward answers by their simulated consequences",
     EvaluationConfig: "drive traffic with every controller",
+    BenchmarkConfig: "drive traffic with every controller, and judge the model",
 }
 """The stages that can be steps, and what they do."""
 
@@ -130,8 +134,11 @@ def _call(command: Sequence[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(
-        prog="grpo pipeline", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="grpo pipeline", description=ABOUT_PIPELINE, epilog=EXIT_CODES, allow_abbrev=False, exit_on_error=False
     )
-    parser.add_argument("configs", type=Path, metavar="DIR", help="folder of NUMBER_STAGE.yaml, such as config/demo")
-    run_pipeline(parser.parse_args(argv).configs)
+    parser.add_argument("configs", nargs="*", metavar="DIR", help="folder of NUMBER_STAGE.yaml, such as config/demo")
+    given, unknown = parser.parse_known_args(argv)
+    if unknown or len(given.configs) != 1:
+        raise ConfigError(["give one folder of configs, such as config/demo; see `grpo pipeline --help`"])
+    run_pipeline(preset(given.configs[0]))
     return 0

@@ -101,8 +101,6 @@ def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteC
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo scenarios``."""
-    config = parse_config(
-        ScenarioSuiteConfig, argv, description="Generate a suite of synthetic SUMO scenarios in three splits."
-    )
+    config = parse_config(ScenarioSuiteConfig, argv)
     generate_suite(config)
     return 0

@@ -163,6 +163,6 @@ def _log_report(path: Path, counts: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo sft-data``."""
-    path = make_sft_data(parse_config(SFTDataConfig, argv, description="Turn a dataset into labelled conversations."))
+    path = make_sft_data(parse_config(SFTDataConfig, argv))
     print(path)
     return 0

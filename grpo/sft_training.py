@@ -322,7 +322,7 @@ def _log_report(report: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo sft``."""
     with errors_on_all_ranks():
-        config = parse_config(SFTTrainingConfig, argv, description="Teach the answer format and a first policy.")
+        config = parse_config(SFTTrainingConfig, argv)
     folder = train_sft(config)
     destroy_process_group()
     if is_main_process():

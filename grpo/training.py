@@ -310,7 +310,7 @@ def _summary(history: list[dict[str, Any]], best: int, steps: int) -> str:
 
 def parse_args(argv: list[str] | None = None) -> GRPOTrainingConfig:
     """Settings from ``--config FILE`` and flags; raises :class:`ConfigError` listing every problem."""
-    return parse_config(GRPOTrainingConfig, argv, description="GRPO from an SFT model.")
+    return parse_config(GRPOTrainingConfig, argv)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -355,7 +355,9 @@ STATES: list[tuple[Callable[[dict[str, Any]], dict[str, Any]] | str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "words"), STATES, ids=[getattr(change, "__name__", change) for change, _ in STATES])
+@pytest.mark.parametrize(
+    ("change", "words"), STATES, ids=[change if isinstance(change, str) else change.__name__ for change, _ in STATES]
+)
 def test_state_that_does_not_belong(
     change: Any, words: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

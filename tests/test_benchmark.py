@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -124,7 +125,10 @@ def test_one_bad_episode_of_the_model_loses_the_group(change, words, tmp_path: P
 
 
 def test_a_jam_under_every_rule_too_is_the_traffics(tmp_path: Path) -> None:
-    runs = [replace(e, measures=replace(e.measures, jammed=True)) if e.seed == 3 else e for e in seeds("a", **WON)]
+    runs = [
+        replace(e, measures=replace(e.measures, jammed=True)) if e.measures and e.seed == 3 else e
+        for e in seeds("a", **WON)
+    ]
     verdict = judge(group_of(tmp_path, runs), MODEL)
     assert verdict is not None and (verdict.below_all, verdict.jammed) == ("yes", 1)
 
@@ -200,5 +204,5 @@ def test_the_shipped_settings_hold_every_baseline_that_is_a_rival() -> None:
 
 
 def test_the_help_names_every_baseline() -> None:
-    described = EvaluationConfig.__pydantic_fields__["policy"].description or ""
+    described = cast(Any, EvaluationConfig).__pydantic_fields__["policy"].description or ""
     assert [name for name in BASELINES if name not in described] == []

@@ -123,7 +123,7 @@ def test_flag_beats_yaml_beats_default(cls: type[StageConfig], tmp_path: Path) -
         file = write_yaml(tmp_path / "settings.yaml", {field.name: other})
 
         def value(*argv: str, name: str = field.name) -> Any:
-            return getattr(parse_config(cls, list(argv), description="-"), name)
+            return getattr(parse_config(cls, list(argv)), name)
 
         assert value() == default != other
         assert value("--config", file) == other
@@ -138,10 +138,10 @@ def test_help_shows_meaning_and_default_of_every_field(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "2000")
     with pytest.raises(SystemExit) as left:
-        parse_config(cls, ["--help"], description="What the stage does.")
+        parse_config(cls, ["--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert "What the stage does." in shown and "--config FILE" in shown
+    assert (cls.__doc__ or "").partition("\n")[0].partition(": ")[2] in shown and "--config FILE" in shown
     assert "exit codes: 0 done" in shown and "--a_b" not in shown and " VALUE" not in shown
     options = {re.split("[ ,]", part, maxsplit=1)[0]: part for part in re.split(r"\n  (?=--)", shown)}
     for field in fields_of(cls):
@@ -161,7 +161,7 @@ def test_round_trip_through_yaml(cls: type[StageConfig], tmp_path: Path) -> None
         config = read_config(None, cls, values)
         file = write_yaml(tmp_path / "settings.yaml", config.to_dict())
         assert cls.from_yaml(file) == config
-        assert parse_config(cls, ["--config", file], description="-") == config
+        assert parse_config(cls, ["--config", file]) == config
         assert cls.from_yaml(file).to_dict() == config.to_dict()
 
 
@@ -178,7 +178,7 @@ def test_the_schema_and_the_settings_can_be_shown(
     shown = {}
     for flag in ("--show-config", "--show-schema"):
         with pytest.raises(SystemExit) as left:
-            parse_config(cls, [flag], description="-")
+            parse_config(cls, [flag])
         assert left.value.code == 0
         shown[flag] = capsys.readouterr().out
     assert cls.from_yaml(text_file(tmp_path, shown["--show-config"])) == cls()
@@ -187,7 +187,7 @@ def test_the_schema_and_the_settings_can_be_shown(
 
 def test_flags_have_a_heading_each_named_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_config(GRPOTrainingConfig, ["--help"], description="-")
+        parse_config(GRPOTrainingConfig, ["--help"])
     headings = re.findall(r"(?m)^(\S.*):$", capsys.readouterr().out)
     assert headings[0] == "train" and headings[-1] == "general"
     assert {"model and adapters", "optimization", "cost", "prompt", "run"} <= set(headings)
@@ -202,19 +202,19 @@ def test_exponent_without_a_point_is_a_number(text: str, tmp_path: Path) -> None
     config = GRPOTrainingConfig.from_yaml(text_file(tmp_path, f"learning_rate: {text}\ntsc_scale: {text}\n"))
     assert config.learning_rate == 1e-6 and isinstance(config.learning_rate, float)
     assert config.tsc_scale == 1e-6 and isinstance(config.tsc_scale, float)
-    assert parse_config(SFTTrainingConfig, ["--learning-rate", text.strip("'")], description="-").learning_rate == 1e-6
+    assert parse_config(SFTTrainingConfig, ["--learning-rate", text.strip("'")]).learning_rate == 1e-6
 
 
 def test_weights_given_as_a_flag_are_numbers() -> None:
-    config = parse_config(GRPOConfig, ["--cost-weights", "{delay_veh_s: 1e-6, stops: 2}"], description="-")
+    config = parse_config(GRPOConfig, ["--cost-weights", "{delay_veh_s: 1e-6, stops: 2}"])
     assert config.cost_weights == {"delay_veh_s": 1e-6, "stops": 2.0}
 
 
 def test_lists_take_commas_and_yes_or_no_needs_no_word() -> None:
-    config = parse_config(GRPOConfig, ["a.sumocfg", "--seeds", "1,2", "5", "--no-save-states"], description="-")
+    config = parse_config(GRPOConfig, ["a.sumocfg", "--seeds", "1,2", "5", "--no-save-states"])
     assert (config.scenarios, config.seeds, config.save_states) == (["a.sumocfg"], [1, 2, 5], False)
     for words in (["--use-vllm"], ["--use_vllm", "true"], ["--use-vllm=yes"]):
-        assert parse_config(GRPOTrainingConfig, words, description="-").use_vllm is True
+        assert parse_config(GRPOTrainingConfig, words).use_vllm is True
 
 
 def test_one_value_in_yaml_is_a_list_of_one(tmp_path: Path) -> None:
@@ -223,9 +223,7 @@ def test_one_value_in_yaml_is_a_list_of_one(tmp_path: Path) -> None:
 
 
 def test_flags_take_underscores_and_negative_numbers() -> None:
-    config = parse_config(
-        GRPOTrainingConfig, ["--max_steps", "-1", "--format_invalid", "-3.5", "--tsc-scale", "auto"], description="-"
-    )
+    config = parse_config(GRPOTrainingConfig, ["--max_steps", "-1", "--format_invalid", "-3.5", "--tsc-scale", "auto"])
     assert (config.max_steps, config.format_invalid, config.tsc_scale) == (-1, -3.5, "auto")
 
 
@@ -402,7 +400,7 @@ def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
 
 
 @given(
-    st.sampled_from([field.name for field in dataclasses.fields(GRPOTrainingConfig)]),  # type: ignore[arg-type]
+    st.sampled_from([field.name for field in dataclasses.fields(GRPOTrainingConfig)]),
     SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=8), SCALARS, max_size=3),
 )
 def test_any_value_gives_a_config_or_names_its_field(name: str, value: Any) -> None:
@@ -441,12 +439,12 @@ def test_every_config_file_loads(path: Path) -> None:
 def test_training_config_file_comments_every_key() -> None:
     lines = (PROJECT / "config" / "grpo_config.yaml").read_text(encoding="utf-8").splitlines()
     keys = {line.split(":")[0]: line for line in lines if re.match(r"[a-z]", line)}
-    assert set(keys) == {field.name for field in dataclasses.fields(GRPOTrainingConfig)}  # type: ignore[arg-type]
+    assert set(keys) == {field.name for field in dataclasses.fields(GRPOTrainingConfig)}
     assert [key for key, line in keys.items() if "  #" not in line and not line.endswith(" #")] == []
 
 
 def test_training_config_file_holds_the_promised_values() -> None:
-    config = load_config(PROJECT / "config" / "grpo_config.yaml")
+    config: StageConfig = load_config(PROJECT / "config" / "grpo_config.yaml")
     promised = {
         "model_path": "model/sft_model", "max_seq_length": 2048, "learning_rate": 1e-5, "batch_size": 2,
         "gradient_accumulation_steps": 4, "num_generations": 4, "temperature": 0.9, "kl_coeff": 0.1,

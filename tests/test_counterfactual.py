@@ -64,6 +64,7 @@ class Exploring:
     """A rule with random actions that depend on nothing but the light and the second: a branch repeats them."""
 
     rule = make_rule_policy("delay_balance", seed=0)
+    fallbacks = 0
 
     def decide(self, observations: list[Observation]) -> list[Decision]:
         decisions = []
@@ -162,7 +163,7 @@ def test_the_engine_gives_what_a_branch_for_each_action_gives(kind, name, future
 
 def test_every_row_of_every_other_network_comes_out_again_in_a_fresh_process(suite, tmp_path):
     """`verify_fraction: 1` replays each row from its state file, a branch for each action."""
-    present = [(kind, name) for kind, name in NETWORKS[::2] if kind != "real" or (SHARED / name).exists()]
+    present = [(kind, name) for kind, name in NETWORKS[::2] if kind != "real" or (SHARED / str(name)).exists()]
     config = GRPOConfig(
         scenarios=[str(_network(kind, name, suite)) for kind, name in present],
         output_dir=str(tmp_path / "data"),

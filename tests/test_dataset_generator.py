@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.networks import make_cross, make_pair
@@ -42,8 +43,8 @@ def dataset(scenarios: Path) -> Path:
 
 
 def _config(scenarios: Path, output: Path, **changes: object) -> GRPOConfig:
-    values = {"seeds": [1, 2], "sample_fraction": 0.3, "horizon_seconds": 20, "max_workers": 2} | changes
-    return GRPOConfig(scenarios=[str(scenarios)], output_dir=str(output), **values)
+    values: dict[str, Any] = {"seeds": [1, 2], "sample_fraction": 0.3, "horizon_seconds": 20, "max_workers": 2}
+    return GRPOConfig(scenarios=[str(scenarios)], output_dir=str(output), **values | changes)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -59,6 +60,7 @@ def test_rows_are_complete(dataset):
     assert len({row.id for row in rows}) == len(rows)
     assert {row.junction_id for row in rows if row.scenario.startswith("pair")} == {"A", "B"}
     for row in rows:
+        assert row.outcomes is not None
         assert set(row.outcomes) == {"yes", "no"}
         assert row.advantage == advantage_of_extending(row.outcomes, {"delay_veh_s": 1.0})
         assert row.best_action == best_of(row.advantage)
@@ -109,8 +111,8 @@ def test_several_futures_are_averaged_and_their_spread_is_recorded(scenarios, da
     generate(_config(scenarios, tmp_path / "futures", num_futures=3, verify_fraction=1.0))
     rows, single = _rows(tmp_path / "futures"), _rows(dataset)
     assert [row.id for row in rows] == [row.id for row in single]
-    assert all(row.num_futures == 3 and row.advantage_spread >= 0 for row in rows)
-    assert sum(row.advantage_spread > 0 for row in rows) > len(rows) / 2
+    assert all(row.num_futures == 3 and row.advantage_spread is not None and row.advantage_spread >= 0 for row in rows)
+    assert sum(row.advantage_spread is not None and row.advantage_spread > 0 for row in rows) > len(rows) / 2
     assert all(row.num_futures == 1 and row.advantage_spread is None for row in single)
     assert any(row.advantage != one.advantage for row, one in zip(rows, single, strict=True))
     manifest = json.loads((tmp_path / "futures" / "manifest.json").read_text())

@@ -338,7 +338,7 @@ def test_everybody_in_range_is_counted_once(vehicles: dict[str, list[Vehicle]], 
 
 @given(st.fixed_dictionaries({lane: st.lists(vehicle, max_size=3) for lane in LENGTH}))
 def test_counts_are_whole_and_not_negative(vehicles: dict[str, list[Vehicle]]) -> None:
-    for value in dataclasses.asdict(measure(**vehicles)).values():
+    for value in dataclasses.asdict(measure(5, 150.0, **vehicles)).values():
         assert isinstance(value, int) and value >= 0
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import unquote
 
 import pytest
@@ -52,7 +53,8 @@ def test_commands_name_stages_and_flags_that_exist(page: Path) -> None:
         if stage in ("STAGE", "help", "--help", "--version", "pipeline"):
             continue
         assert stage in STAGES, words
-        known = set(stage_config(stage).__dataclass_fields__) | {"config", "help", "show_config", "show_schema"}
+        fields = cast(Any, stage_config(stage)).__dataclass_fields__
+        known = set(fields) | {"config", "help", "show_config", "show_schema"}
         flags = {word[2:].split("=")[0].replace("-", "_") for word in words if re.match(r"--[a-z]", word)}
         assert flags <= known, (words, flags - known)
         for word, following in pairwise(words):

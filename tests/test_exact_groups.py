@@ -73,7 +73,7 @@ def log_probabilities(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
         torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
         batch["completion_ids"].shape[1],
     )
-    return logps  # type: ignore[no-any-return]
+    return logps
 
 
 def learn(trainer: Any, rows: Any, *, steps: int, rate: float, **changes: float) -> None:

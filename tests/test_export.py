@@ -153,7 +153,13 @@ def test_a_lora_training_keeps_its_adapter(answering_model: Path, dataset: Path,
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    settings = {"max_steps": 2, "learning_rate": 0.02, "warmup_steps": 0, "validation_rows": 0, "max_new_tokens": 8}
+    settings: dict[str, Any] = {
+        "max_steps": 2,
+        "learning_rate": 0.02,
+        "warmup_steps": 0,
+        "validation_rows": 0,
+        "max_new_tokens": 8,
+    }
     trained = train_grpo(
         GRPOTrainingConfig(
             model_path=str(answering_model),

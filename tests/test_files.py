@@ -32,7 +32,7 @@ from grpo.system.files import (
     write_text,
 )
 
-SETTINGS = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
+SETTINGS: dict[str, Any] = {"seed": 1, "scenarios": ["a", "b"], "max_workers": 4, "if_finished": "stop"}
 
 
 def start(folder: Path, **changes: Any) -> bool:
@@ -162,7 +162,7 @@ def test_tuples_in_settings_are_the_lists_of_the_file(tmp_path: Path) -> None:
     assert start(tmp_path / "run") is True
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000], ids=lambda content: content[:4])
 def test_unreadable_run_file_is_an_interrupted_run_with_other_settings(content: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     start(folder)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_branch_that_raises_exits_hangs_or_stops_names_the_cause():
 def test_one_failing_branch_leaves_the_others_alone():
     with Forks(slots=3, timeout_s=10) as forks:
         for number in range(9):
-            forks.start(number, (lambda n=number: _die(signal.SIGSEGV)) if number == 4 else (lambda n=number: n * n))
+            forks.start(number, partial(_die, signal.SIGSEGV) if number == 4 else partial(pow, number, 2))
         values = dict(forks.drain())
     assert isinstance(values.pop(4), BranchError)
     assert values == {n: n * n for n in range(9) if n != 4}

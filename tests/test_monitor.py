@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -79,9 +80,10 @@ WALKED = (3,)
 ROUND = [("GGrG", 25), ("GGrr", 8), ("yyrr", 3), ("rrrr", 2), ("rrGr", 12), ("rryr", 3), ("Grrr", 9), ("yrrr", 3)]
 
 
-def judged(states: list[tuple[str, float]], rules: Rules = RULES, **changed) -> list[Violation]:
+def judged(states: Sequence[tuple[str, float]], rules: Rules = RULES, **changed) -> list[Violation]:
     """What the monitor says of three rounds of the program, the second one as given."""
-    shown, time = [], 0.0
+    shown: list[tuple[float, str]] = []
+    time = 0.0
     for state, seconds in [*ROUND, *states, *ROUND]:
         if not shown or shown[-1][1] != state:
             shown.append((time, state))
@@ -91,7 +93,7 @@ def judged(states: list[tuple[str, float]], rules: Rules = RULES, **changed) -> 
 
 def replaced(**changes: float | None) -> list[tuple[str, float]]:
     """The round with other seconds for some states; ``None`` leaves one out."""
-    return [(state, changes.get(state, seconds)) for state, seconds in ROUND if changes.get(state, seconds) is not None]
+    return [(state, other) for state, seconds in ROUND if (other := changes.get(state, seconds)) is not None]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from grpo.pipeline import read_steps
 
 pytestmark = pytest.mark.slow
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "1_scenarios": {"train": 2, "validation": 0, "test": 1, "duration_seconds": 240},
     "2_generate": {"sample_fraction": 1.0, "horizon_seconds": 10},
     "3_sft-data": {},
@@ -80,7 +80,7 @@ def test_a_pipeline_that_is_killed_takes_its_stage_along(number: signal.Signals,
     assert eventually(lambda: not naming(tmp_path), seconds=5)
 
 
-@pytest.mark.parametrize("folder", ["demo", "pretrained"])
+@pytest.mark.parametrize("folder", ["demo", "pretrained", "benchmark"])
 def test_the_shipped_pipelines_can_be_read(folder: str) -> None:
     steps = read_steps(Path(__file__).parents[1] / "config" / folder)
     assert [path.name.split("_")[0] for _, path, _ in steps] == [str(number + 1) for number in range(len(steps))]

@@ -233,11 +233,14 @@ def test_form_of_never_raises(before: str, after: str) -> None:
     [
         (PromptFormat(), []),
         (PromptFormat("zh", ("wait",)), []),
-        (PromptFormat("de"), [r"prompt_language: no 'de'; the languages are en, zh"]),
+        (PromptFormat("de"), [r"prompt_language: no 'de'; the languages are en, zh"]),  # type: ignore[arg-type]
         (PromptFormat("en", ()), [r"prompt_fields: empty, or one field twice; choose from lanes, queue, .*"]),
         (PromptFormat("en", ("queue", "wait", "queue")), [r"prompt_fields: empty, or one field twice; .*"]),
         (PromptFormat("en", ("queue", "length", "colour")), [r"prompt_fields: unknown length, colour; .*yielding"]),
-        (PromptFormat("fr", ("length",)), [r"prompt_language: no 'fr'.*", r"prompt_fields: unknown length.*"]),
+        (
+            PromptFormat("fr", ("length",)),  # type: ignore[arg-type]
+            [r"prompt_language: no 'fr'.*", r"prompt_fields: unknown length.*"],
+        ),
     ],
 )
 def test_problems_of_a_form_say_what_was_seen_and_what_there_is(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from grpo.records import (
     OUTCOME_TERMS,
+    Action,
     EpisodeResult,
     GRPODataEntry,
     Observation,
@@ -54,9 +55,11 @@ def entries(draw: st.DrawFn) -> GRPODataEntry:
     advantage = draw(st.none() | finite)
     texts = ("id", "scenario", "sumocfg", "junction_id", "prompt", "rollout_policy")
     counts = ("current_green_elapsed", "min_green", "max_green", "extend_seconds", "transition_seconds")
+    values: dict[str, Any] = {name: draw(st.text(max_size=8)) for name in texts}
+    values |= {name: draw(st.integers(0, 300)) for name in (*counts, "horizon_seconds", "num_futures")}
+    both: dict[Action, st.SearchStrategy[Outcome]] = {"yes": outcomes, "no": outcomes}
     return GRPODataEntry(
-        **{name: draw(st.text(max_size=8)) for name in texts},
-        **{name: draw(st.integers(0, 300)) for name in (*counts, "horizon_seconds", "num_futures")},
+        **values,
         seed=draw(st.integers(0, 2**31)),
         simulation_time=draw(st.floats(0, 1e6)),
         phase_order=tuple(draw(st.permutations(list(phases)))),
@@ -64,7 +67,7 @@ def entries(draw: st.DrawFn) -> GRPODataEntry:
         phase_metrics=phases,
         can_extend=draw(st.booleans()),
         state_file=draw(st.none() | st.text(max_size=8)),
-        outcomes=draw(st.none() | st.fixed_dictionaries({"yes": outcomes, "no": outcomes})),
+        outcomes=draw(st.none() | st.fixed_dictionaries(both)),
         outcome_scope=draw(st.sampled_from(["network", "neighbourhood"])),
         advantage=advantage,
         best_action=None if advantage is None else best_of(advantage),

@@ -61,7 +61,10 @@ def test_failed_episodes_are_counted_and_what_is_left_is_compared_on_the_same_tr
 
 
 def test_a_scenario_on_which_one_policy_has_no_result_counts_for_nobody() -> None:
-    delays = {"good": {"fixed_time": [10.0], "random": [20.0]}, "hard": {"fixed_time": [90.0], "random": [None]}}
+    delays: dict[str, dict[str, list[float | None]]] = {
+        "good": {"fixed_time": [10.0], "random": [20.0]},
+        "hard": {"fixed_time": [90.0], "random": [None]},
+    }
     found = summarise(episodes_of(delays))
     assert [entry(found, ALL, policy)["avg_delay_s"]["mean"] for policy in ("fixed_time", "random")] == [10.0, 20.0]
     assert entry(found, "hard", "fixed_time")["avg_delay_s"]["mean"] == 90.0
@@ -166,7 +169,8 @@ def test_a_t_interval_is_the_textbooks_and_covers_the_mean_as_often_as_it_says()
     assert t_interval([1.0]) is None
     assert t_interval([1.0, 3.0]) == pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)
     draws = np.random.default_rng(0).normal(3.0, 1.0, (2000, 4))
-    intervals = [t_interval(values.tolist()) for values in draws]
+    intervals = [found for values in draws if (found := t_interval(values.tolist())) is not None]
+    assert len(intervals) == 2000
     assert 0.935 <= sum(low <= 3.0 <= high for low, high in intervals) / 2000 <= 0.965
 
 

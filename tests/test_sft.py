@@ -21,6 +21,7 @@ from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
 from grpo.learning.rows import load_grpo_dataset, split_rows
 from grpo.models.folder import prompt_format_of
 from grpo.models.loading import load_for_inference, load_for_training
+from grpo.policies.language_model import LanguageModelPolicy
 from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptFormat, ask, build_messages, format_of
 from grpo.records import GRPODataEntry, observation_of
@@ -208,7 +209,7 @@ def settings(model: Path, data: Path, out: Path, **others: Any) -> SFTTrainingCo
 def test_the_shipped_config_names_every_key() -> None:
     path = ROOT / "config" / "sft_config.yaml"
     SFTTrainingConfig.from_yaml(path)
-    assert set(yaml.safe_load(path.read_text())) == {field.name for field in fields(SFTTrainingConfig)}  # type: ignore[arg-type]
+    assert set(yaml.safe_load(path.read_text())) == {field.name for field in fields(SFTTrainingConfig)}
 
 
 def test_loss_is_on_the_answer_only(random_model: Path, sft_file: Path, tmp_path: Path) -> None:
@@ -265,6 +266,7 @@ def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: 
     assert report["valid_format_rate"] >= 0.9 and report["held_out_rows"] == 20
     assert prompt_format_of(out) == FORMAT
     policy = make_policy(str(out), seed=0, device="cpu")
+    assert isinstance(policy, LanguageModelPolicy)
     assert policy.prompt_format == FORMAT, "whoever asks the model asks in the form that it was taught"
     assert {one.action for one in policy.decide([observation_of(row) for row in tiny_rows(40, seed=9)])} <= {
         "yes",

@@ -50,7 +50,12 @@ def save_random(folder: Path, **shape: Any) -> Any:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     sizes |= {"num_key_value_heads": 4, "vocab_size": 1500, "tie_word_embeddings": True, "initializer_range": 0.3}
     torch.manual_seed(3)
     model = Qwen2ForCausalLM(Qwen2Config(**(sizes | shape)))

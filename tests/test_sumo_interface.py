@@ -81,7 +81,7 @@ def test_signal_constraints_hold_under_random_decisions(name, extend_share, cros
 
 def test_yes_keeps_the_green_for_exactly_extend_seconds(cross):
     with TrafficSimulation(cross, seed=1, settings=SignalSettings(extend_seconds=7)) as simulation:
-        times = []
+        times: list[float] = []
         while len(times) < 4:
             for observation in simulation.due():
                 times.append(simulation.time)

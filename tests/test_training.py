@@ -26,7 +26,7 @@ from grpo.learning.reward import Rewards, tsc_reward
 from grpo.learning.rows import usable_rows
 from grpo.models.folder import prompt_format_of, write_prompt_format
 from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, build_messages, system_prompt
-from grpo.records import ACTIONS, GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
+from grpo.records import ACTIONS, Action, GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
 from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.training import load_grpo_dataset, parse_args, train_grpo
 
@@ -130,7 +130,7 @@ def test_one_file_json_and_jsonl_and_another_form(tmp_path: Path) -> None:
 
 def test_costs_follow_the_weights(tmp_path: Path) -> None:
     row = tiny_rows(1)[0]
-    outcomes = {"yes": Outcome(0, 9, 0, 0, 0, 0, 0), "no": Outcome(5, 0, 0, 0, 0, 0, 0)}
+    outcomes: dict[Action, Outcome] = {"yes": Outcome(0, 9, 0, 0, 0, 0, 0), "no": Outcome(5, 0, 0, 0, 0, 0, 0)}
     write_dataset(tmp_path, [dataclasses.replace(row, outcomes=outcomes)])
     assert load_grpo_dataset(tmp_path)[0]["best_action"] == "yes"
     queues = load_grpo_dataset(tmp_path, cost_weights={"queue_veh_s": 1.0})[0]
@@ -283,7 +283,7 @@ def test_training_raises_the_reward(
     """The better action is always `no`; the model starts with a coin and has to find out."""
     rows = []
     for row in tiny_rows(40, seed=3):
-        outcomes = {"yes": Outcome(60, 0, 0, 0, 0, 0, 0), "no": Outcome(20, 0, 0, 0, 0, 0, 0)}
+        outcomes: dict[Action, Outcome] = {"yes": Outcome(60, 0, 0, 0, 0, 0, 0), "no": Outcome(20, 0, 0, 0, 0, 0, 0)}
         rows.append(dataclasses.replace(row, outcomes=outcomes, best_action=best_of(-40.0), advantage=-40.0))
     data = write_dataset(tmp_path / "data", rows)
     config = small(
@@ -644,7 +644,7 @@ def test_full_disk_is_one_line(
 def test_long_prompts_are_left_out(answering_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = tiny_rows(12)
     metrics = {"1" * 400: rows[3].phase_metrics["0"], "2": rows[3].phase_metrics["2"]}
-    long = {"phase_metrics": metrics, "phase_order": tuple(metrics), "current_phase_id": "2"}
+    long: dict[str, Any] = {"phase_metrics": metrics, "phase_order": tuple(metrics), "current_phase_id": "2"}
     rows[3] = dataclasses.replace(rows[3], **long)
     config = small(answering_model, write_dataset(tmp_path / "data", rows), tmp_path / "out", max_steps=1)
     folder = train_grpo(dataclasses.replace(config, max_seq_length=500))

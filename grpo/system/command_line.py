@@ -28,13 +28,13 @@ _BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f",
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}", "multiple_of": "in steps of {}"}
 
 
-def parse_config(cls: type[C], argv: Sequence[str] | None, *, description: str) -> C:
+def parse_config(cls: type[C], argv: Sequence[str] | None) -> C:
     """Parse ``--config FILE`` and one flag for every field of ``cls``; flags beat the file.
 
     ``--show-config`` prints the settings that would be used, ``--show-schema`` a JSON Schema for editors; both end the
     program. Raises :class:`ConfigError` with one line for every problem, an unknown flag among them.
     """
-    parser = _parser(cls, description)
+    parser = _parser(cls)
     booleans = {name for name, hint in get_type_hints(cls).items() if hint is bool}
     words = _normal(sys.argv[1:] if argv is None else argv, booleans)
     try:
@@ -58,11 +58,11 @@ def parse_config(cls: type[C], argv: Sequence[str] | None, *, description: str) 
     return config
 
 
-def _parser(cls: type[StageConfig], description: str) -> argparse.ArgumentParser:
+def _parser(cls: type[StageConfig]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"grpo {cls.STAGE}",
         usage=f"grpo {cls.STAGE} {f'[{cls.POSITIONAL.upper()} ...] ' if cls.POSITIONAL else ''}[--config FILE] [flags]",
-        description=description,
+        description=(cls.__doc__ or "").partition("\n")[0].partition(": ")[2],
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -184,7 +184,7 @@ def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: 
     if (folder / RUN).exists():
         try:
             before = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             before = None
         plain = json.loads(json.dumps(dict(settings)))
         before = before if isinstance(before, dict) else {}

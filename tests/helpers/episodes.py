@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ def episode(policy: str, scenario: str, seed: int, delay: float | None, **change
     return EpisodeResult(policy, scenario, seed, replace(measures, **changes), *times)
 
 
-def episodes_of(delays: dict[str, dict[str, list[float | None]]]) -> list[EpisodeResult]:
+def episodes_of(delays: Mapping[str, Mapping[str, Sequence[float | None]]]) -> list[EpisodeResult]:
     return [
         episode(policy, scenario, seed, delay, jammed=delay == 90)
         for scenario, policies in delays.items()
