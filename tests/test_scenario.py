@@ -7,7 +7,8 @@ import math
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -87,18 +88,30 @@ def test_finished_suite_is_kept_or_moved_aside(tmp_path: Path) -> None:
     assert len(find_scenarios([folder])) == 1
 
 
-@pytest.fixture(scope="module", params=[(kind, seed) for kind in KINDS for seed in (1, 2)], ids=str)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the network and the routes of one scenario of each kind and seed."""
-    kind, seed = request.param
-    folder = tmp_path_factory.mktemp(kind)
-    scenario = make_scenario(kind, load=0.6, duration_s=300, rng=np.random.default_rng(seed))
-    (folder / "net.xml").write_text(scenario.net_xml)
-    (folder / "rou.xml").write_text(scenario.routes_xml)
-    (folder / "parameters.json").write_text(json.dumps(scenario.parameters))
-    return folder
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders with the network and the routes of one scenario each: every kind, two seeds."""
+    folders = []
+    for kind, seed in product(KINDS, (1, 2)):
+        folders.append(folder := tmp_path_factory.mktemp(f"{kind}_{seed}"))
+        scenario = make_scenario(kind, load=0.6, duration_s=300, rng=np.random.default_rng(seed))
+        (folder / "net.xml").write_text(scenario.net_xml)
+        (folder / "rou.xml").write_text(scenario.routes_xml)
+        (folder / "parameters.json").write_text(json.dumps(scenario.parameters))
+    return folders
 
 
+def on_every_network(check: Callable[[Path], None]) -> Callable[[list[Path]], None]:
+    """A test that makes the check of one network on all of them."""
+
+    def test(networks: list[Path]) -> None:
+        for folder in networks:
+            check(folder)
+
+    return test
+
+
+@on_every_network
 def test_every_kind_runs_in_sumo_without_a_warning(written: Path) -> None:
     command = [sumo_binary("sumo"), "-n", "net.xml", "-r", "rou.xml", "--no-step-log", "--end", "300"]
     command += ["--xml-validation", "never", "--time-to-teleport", "-1", "--statistic-output", "statistics.xml"]
@@ -113,6 +126,7 @@ def test_every_kind_runs_in_sumo_without_a_warning(written: Path) -> None:
     assert (safety.attrib["collisions"], safety.attrib["emergencyStops"]) == ("0", "0")
 
 
+@on_every_network
 def test_every_program_has_greens_with_yellow_between(written: Path) -> None:
     net = ET.parse(written / "net.xml").getroot()
     lights = json.loads((written / "parameters.json").read_text())["lights"]
@@ -135,6 +149,7 @@ def test_every_program_has_greens_with_yellow_between(written: Path) -> None:
         assert sum(int(phase["duration"]) for phase in phases) == told["cycle_s"]
 
 
+@on_every_network
 def test_greens_that_cross_never_show_together(written: Path) -> None:
     """By the network's own matrix: of two links that meet one gives way, a turn and not the way straight on."""
     net = ET.parse(written / "net.xml").getroot()
@@ -157,6 +172,7 @@ def test_greens_that_cross_never_show_together(written: Path) -> None:
                     assert links[waits]["dir"] != "s"
 
 
+@on_every_network
 def test_lanes_are_open_in_full_in_some_phase_and_the_half_open_ones_are_told(written: Path) -> None:
     net = ET.parse(written / "net.xml").getroot()
     told = json.loads((written / "parameters.json").read_text())["lights"]
@@ -196,6 +212,7 @@ def test_a_light_may_have_a_phase_for_the_lefts_of_shared_lanes() -> None:
     assert 0.1 < np.mean([junction.half_open_lanes(phases) > 0 for phases in programs]) < 0.6
 
 
+@on_every_network
 def test_every_way_of_the_demand_is_served(written: Path) -> None:
     net = ET.parse(written / "net.xml").getroot()
     greens = {
@@ -212,6 +229,7 @@ def test_every_way_of_the_demand_is_served(written: Path) -> None:
         assert set(pairwise(route.attrib["edges"].split())) <= served
 
 
+@on_every_network
 def test_demand_of_the_routes_is_the_demand_of_the_manifest(written: Path) -> None:
     parameters = json.loads((written / "parameters.json").read_text())
     flows = [flow.attrib for flow in ET.parse(written / "rou.xml").getroot().iter("flow")]
