@@ -49,7 +49,7 @@ def draw_chart(path: Path, episodes: Sequence[EpisodeResult], summary: Sequence[
     names = display_names([entry["policy"] for entry in total])
     scenarios = list(dict.fromkeys(episode.scenario for episode in episodes))
     shown = scenarios if 1 < len(scenarios) <= _MOST_PANELS else []
-    compared = compared_policies(list(names))[-1]
+    compared = compared_policies(list(names))[0]
     panels = 1 + (len(names) > 1) + len(shown)
     figure, axes = _panels(panels, min(panels, 3 if len(shown) > 2 else 2), len(names))
     if len(scenarios) > 1:

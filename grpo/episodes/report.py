@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ..models.folder import SHIPPED
 from ..policies.rules import BASELINES
 from ..records import EpisodeResult, TripMeasures
 from ..system.console import table
@@ -206,8 +207,10 @@ def display_names(policies: Sequence[str]) -> dict[str, str]:
 
 
 def compared_policies(policies: Sequence[str]) -> list[str]:
-    """Whose differences to the others are shown: the language models, or, without one, the last policy given."""
-    return [policy for policy in policies if policy not in BASELINES] or list(policies[-1:])
+    """Whose differences to the others are shown, in this order: the user's own models, the last given first, then the
+    shipped ones; without a model, the last policy given."""
+    models = [policy for policy in reversed(policies) if policy not in BASELINES]
+    return sorted(models, key=lambda policy: policy in SHIPPED) or list(policies[-1:])
 
 
 # ---------------------------------------------------------------------- tables
@@ -303,8 +306,12 @@ def _difference_tables(
     entries: Sequence[Summary], names: Mapping[str, str], where: str, width: int | None
 ) -> Iterator[str]:
     by_policy = {entry["policy"]: entry for entry in entries}
-    for policy in compared_policies(list(by_policy)):
-        differences = by_policy[policy]["delay_difference_s"]
+    compared = compared_policies(list(by_policy))
+    for index, policy in enumerate(compared):
+        every = by_policy[policy]["delay_difference_s"]
+        differences = {other: found for other, found in every.items() if other not in compared[:index]}
+        if not differences:
+            continue
         rows = [
             [
                 names[other],
