@@ -11,10 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from helpers.tiny import tiny_model, tiny_rows, write_dataset
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, as would what it starts
-settings.register_profile("any_machine", deadline=None)  # no example fails for being slow
+settings.register_profile("any_machine", deadline=None, suppress_health_check=list(HealthCheck))  # no example fails for being slow
 settings.load_profile("any_machine")
 
 
