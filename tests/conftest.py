@@ -14,7 +14,8 @@ from helpers.tiny import tiny_model, tiny_rows, write_dataset
 from hypothesis import HealthCheck, settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, as would what it starts
-settings.register_profile("any_machine", deadline=None, suppress_health_check=list(HealthCheck))  # no example fails for being slow
+# no example fails for being slow, no test for what it filters
+settings.register_profile("any_machine", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("any_machine")
 
 
