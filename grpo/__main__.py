@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
 from .system.console import guarded
-from .system.settings import StageConfig
 
 GROUPS = {
     "your network": {
@@ -41,16 +40,6 @@ exit codes: 0 done; 2 something to correct; 3 results that cannot be relied on;
             130 interrupted"""
 
 
-def stage_config(stage: str) -> type[StageConfig]:
-    """The settings of a stage; imports its module."""
-    module = import_module(f".{STAGES[stage][0]}", __package__)
-    return next(
-        one
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, StageConfig) and vars(one).get("STAGE") == stage
-    )
-
-
 def usage() -> str:
     """The text of ``grpo --help``."""
     width = max(map(len, STAGES))
@@ -69,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
-        print(f"scu-tsc {metadata.version('scu-tsc')}")
+        from importlib.metadata import version
+
+        print(f"scu-tsc {version('scu-tsc')}")
         return 0
     stage, *rest = argv
     if stage not in STAGES:

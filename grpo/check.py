@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from .config import SignalConfig
+from .config import SignalConfig, scenarios_in
 from .episodes.preflight import LightReport, Report, examine
 from .simulator.scenario_files import find_scenarios
 from .simulator.signals import SignalSettings
@@ -32,11 +32,7 @@ class CheckConfig(SignalConfig):
 
     STAGE: ClassVar[str] = "check"
     POSITIONAL: ClassVar[str | None] = "scenarios"
-    scenarios: list[str] = Field(
-        default_factory=lambda: ["data/scenarios/test"],
-        min_length=1,
-        description="SUMO configurations, or folders searched for .sumocfg files",
-    )
+    scenarios: list[str] = scenarios_in("data/scenarios/test")
     seconds: int = Field(default=120, ge=1, le=86_400, description="simulated seconds of the short run")
     json: bool = Field(default=False, description="print JSON for programs instead of tables")
 

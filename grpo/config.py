@@ -20,6 +20,18 @@ from .system.settings import STRICT, C, StageConfig, read_config, refuse
 
 # ---------------------------------------------------------------------- shared by several stages
 
+DATASET: Any = Field(
+    default="data/grpo_datasets",
+    min_length=1,
+    description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
+)
+
+
+def scenarios_in(folder: str) -> Any:
+    """The field of the scenarios that a stage reads, by default those in ``folder``."""
+    meaning = "SUMO configurations, or folders searched for .sumocfg files"
+    return Field(default_factory=lambda: [folder], min_length=1, description=meaning)
+
 
 @dataclass(frozen=True, config=STRICT)
 class RunSettings(StageConfig):
@@ -185,11 +197,7 @@ class GRPOConfig(SignalConfig, CostSettings, WorkerSettings, RunSettings):
 
     STAGE: ClassVar[str] = "generate"
     POSITIONAL: ClassVar[str | None] = "scenarios"
-    scenarios: list[str] = Field(
-        default_factory=lambda: ["data/scenarios/train"],
-        min_length=1,
-        description="SUMO configurations, or folders searched for .sumocfg files",
-    )
+    scenarios: list[str] = scenarios_in("data/scenarios/train")
     output_dir: str = Field(
         default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
     )
@@ -376,11 +384,7 @@ class GRPOTrainingConfig(
     model_path: str = Field(
         default="model/sft_model", min_length=1, description="SFT model to start from: a folder or a hub id"
     )
-    dataset_path: str = Field(
-        default="data/grpo_datasets",
-        min_length=1,
-        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
-    )
+    dataset_path: str = DATASET
     output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
     estimator: Literal["sampled", "exact"] = Field(
         default="exact",

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, NamedTuple, Self
@@ -25,7 +25,7 @@ from zlib import crc32
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from .config import RunSettings, SignalConfig, WorkerSettings
+from .config import RunSettings, SignalConfig, WorkerSettings, scenarios_in
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
 from .episodes.report import Summary, flat, own_fault_lines, report_text, summarise, write_csv
 from .inputs import inputs_of
@@ -41,7 +41,7 @@ from .system.console import progress_bar, terminal_width
 from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError, SimulatorCrash, one_line
 from .system.files import claim_output, temporary_folder, write_json, write_manifest, write_text
 from .system.settings import STRICT, refuse
-from .system.workers import WorkerDied, cause_of_death, run_isolated
+from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,11 +50,7 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
 
     STAGE: ClassVar[str] = "evaluate"
     POSITIONAL: ClassVar[str | None] = "scenarios"
-    scenarios: list[str] = Field(
-        default_factory=lambda: ["data/scenarios/test"],
-        min_length=1,
-        description="SUMO configurations, or folders searched for .sumocfg files",
-    )
+    scenarios: list[str] = scenarios_in("data/scenarios/test")
     policy: list[str] = Field(
         default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
         min_length=1,
@@ -186,22 +182,19 @@ def _play_all(
     config: EvaluationConfig, keys: Sequence[EpisodeKey], scenarios: dict[str, Path]
 ) -> Generator[EpisodeResult]:
     """Play episodes in worker processes, as they end; one whose process dies is tried once more in another."""
-    for last_attempt in (False, True):
-        died = []
-        finished = run_isolated(
-            _play,
-            [(config, key, scenarios[key.scenario]) for key in keys],
-            max_workers=config.max_workers,
-            timeout_s=config.episode_timeout_seconds + _LOADING_S,
-            environment=_ENVIRONMENT,
-        )
-        with closing(finished):
-            for index, value, error in finished:
-                if isinstance(error, WorkerDied | SimulatorCrash) and not last_attempt:
-                    died.append(keys[index])
-                else:
-                    yield value if error is None else EpisodeResult(*keys[index], error=_cause(error))
-        keys = died
+    start = partial(
+        run_isolated,
+        _play,
+        max_workers=config.max_workers,
+        timeout_s=config.episode_timeout_seconds + _LOADING_S,
+        environment=_ENVIRONMENT,
+    )
+    calls = [(config, key, scenarios[key.scenario]) for key in keys]
+    with closing(
+        tried_twice(start, calls, again=lambda error: isinstance(error, WorkerDied | SimulatorCrash))
+    ) as ended:
+        for index, value, error in ended:
+            yield value if error is None else EpisodeResult(*keys[index], error=_cause(error))
 
 
 # ---------------------------------------------------------------------- in a worker process

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,13 @@ from .system.console import progress_bar
 from .system.errors import DataError, GrpoError, SimulatorCrash, UnreliableError, one_line
 from .system.files import MANIFEST, claim_output, write_json_list, write_manifest
 from .system.forks import CHEAP_FORKS
-from .system.workers import WorkerDied, cause_of_death, run_isolated, usable_workers
+from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice, usable_workers
 
 DATASET = "grpo_dataset.json"
 FREE_ON_RESUME = (
     "max_workers", "executor", "ray_address", "branch_timeout_seconds", "max_failure_rate", "max_mismatches"
 )  # fmt: skip
 """Settings that may differ between a run and its continuation: the rows are the same for all of them."""
-_ATTEMPTS = 2
 
 
 def generate(config: GRPOConfig) -> int:
@@ -136,21 +136,18 @@ def _attempts(
 
     Yields (run, value, cause of the last death or ``None``). Raises the errors that a user can mend.
     """
-    pending = list(runs)
-    for attempt in range(_ATTEMPTS):
-        died = []
-        calls = [(config, run, *arguments) for run in pending]
-        with closing(_processes(config, function, calls)) as results:
-            for index, value, error in results:
-                if isinstance(error, GrpoError) and not isinstance(error, SimulatorCrash):
-                    raise error
-                if error is None:
-                    yield pending[index], value, None
-                elif attempt + 1 < _ATTEMPTS:
-                    died.append(pending[index])
-                else:
-                    yield pending[index], None, _cause(error)
-        pending = died
+    calls = [(config, run, *arguments) for run in runs]
+    start = partial(_processes, config, function)
+    with closing(tried_twice(start, calls, again=lambda error: not _is_final(error))) as results:
+        for index, value, error in results:
+            if error is not None and _is_final(error):
+                raise error
+            yield runs[index], value, None if error is None else _cause(error)
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether a user has to act: another process would end the same way."""
+    return isinstance(error, GrpoError) and not isinstance(error, SimulatorCrash)
 
 
 def _processes(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from grpo.models.folder import model_files, resolve_model
-from grpo.policies.rules import BASELINES
-from grpo.records import dataset_files
-from grpo.simulator.network import scenario_files
-from grpo.simulator.scenario_files import find_scenarios, unique_names
-from grpo.system.errors import DataError
-from grpo.system.files import digest
-from grpo.system.settings import StageConfig
+from .models.folder import model_files, resolve_model
+from .policies.rules import BASELINES
+from .records import dataset_files
+from .simulator.network import scenario_files
+from .simulator.scenario_files import find_scenarios, unique_names
+from .system.errors import DataError
+from .system.files import digest
+from .system.settings import StageConfig
 
 MODELS = ("model_path", "policy", "rollout_policy", "behaviour_policy")
 """Settings that name models, or rules."""

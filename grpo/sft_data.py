@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from grpo.config import HoldOutSettings, PromptSettings, RunSettings
+from grpo.config import DATASET, HoldOutSettings, PromptSettings, RunSettings
 from grpo.inputs import inputs_of
 from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_dataset
@@ -30,11 +30,7 @@ class SFTDataConfig(PromptSettings, HoldOutSettings, RunSettings):
     """Settings of `grpo sft-data`: dataset rows become labelled conversations."""
 
     STAGE: ClassVar[str] = "sft-data"
-    dataset_path: str = Field(
-        default="data/grpo_datasets",
-        min_length=1,
-        description="dataset file or folder of `grpo generate`; a pattern, data/labels_*, for several",
-    )
+    dataset_path: str = DATASET
     output_dir: str = Field(default="data/sft_datasets", min_length=1, description="folder for sft_dataset.json")
     labels: Literal["oracle", "max_pressure", "random"] = Field(
         default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"

@@ -84,7 +84,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         examples = tokenize(
             [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
         )
-    inputs = inputs_of(config)
+    inputs = broadcast_from_main(lambda: inputs_of(config))
     resume = broadcast_from_main(
         lambda: claim_training(config, inputs=inputs, reads=(path, source), ignore=FREE_ON_RESUME)
     )

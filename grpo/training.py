@@ -114,7 +114,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         train, held_out = split_rows(usable_rows(rows, loaded, config), config)
         rewards = Rewards.from_config(config, train["advantage"])
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
-        inputs = inputs_of(config)
+    inputs = broadcast_from_main(lambda: inputs_of(config))
     resume = broadcast_from_main(
         lambda: claim_training(config, inputs=inputs, reads=(config.dataset_path, source), ignore=FREE_ON_RESUME)
     )

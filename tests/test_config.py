@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from helpers.stages import CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,13 +26,7 @@ from grpo.system.errors import ConfigError
 from grpo.system.settings import StageConfig, read_config
 
 PROJECT = Path(__file__).parent.parent
-CLASSES: dict[str, type[StageConfig]] = {
-    cls.STAGE: cls
-    for module, _ in STAGES.values()
-    for cls in vars(importlib.import_module(f"grpo.{module}")).values()
-    if isinstance(cls, type) and issubclass(cls, StageConfig) and "STAGE" in vars(cls)
-}
-each_class = pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+each_class = pytest.mark.parametrize("cls", CONFIGS.values(), ids=CONFIGS)
 
 
 def fields_of(cls: type[StageConfig]) -> tuple[dataclasses.Field[Any], ...]:
@@ -113,7 +107,7 @@ def text_file(tmp_path: Path, text: str) -> Path:
 
 
 def test_every_stage_has_its_settings() -> None:
-    assert set(CLASSES) | {"pipeline"} == set(STAGES)
+    assert set(CONFIGS) | {"pipeline"} == set(STAGES)
 
 
 @each_class
@@ -166,7 +160,7 @@ def test_round_trip_through_yaml(cls: type[StageConfig], tmp_path: Path) -> None
 
 
 def test_frozen() -> None:
-    for cls in CLASSES.values():
+    for cls in CONFIGS.values():
         with pytest.raises(dataclasses.FrozenInstanceError):
             cls().if_finished = "stop"  # type: ignore[attr-defined]
 
@@ -421,8 +415,8 @@ def class_of(path: Path) -> type[StageConfig]:
     of steps numbered."""
     stage = "train" if path.name == "grpo_config.yaml" else path.stem.removesuffix("_config")
     stage = re.sub(r"^\d+_", "", stage) if path.parent.name != "config" else stage
-    assert stage in CLASSES, f"{path}: is named after no stage"
-    return CLASSES[stage]
+    assert stage in CONFIGS, f"{path}: is named after no stage"
+    return CONFIGS[stage]
 
 
 OF_STAGES = sorted(path for path in (PROJECT / "config").rglob("*.y*ml") if path.parent.name != "accelerate")

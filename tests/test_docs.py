@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
-from grpo.__main__ import STAGES, stage_config
+from helpers.stages import CONFIGS
+
+from grpo.__main__ import STAGES
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / name for name in ("README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md")]
@@ -49,7 +51,7 @@ def test_commands_name_stages_and_flags_that_exist() -> None:
         if stage in ("STAGE", "help", "--help", "--version", "pipeline"):
             continue
         assert stage in STAGES, words
-        fields = cast(Any, stage_config(stage)).__dataclass_fields__
+        fields = cast(Any, CONFIGS[stage]).__dataclass_fields__
         known = set(fields) | {"config", "help", "show_config", "show_schema"}
         flags = {word[2:].split("=")[0].replace("-", "_") for word in words if re.match(r"--[a-z]", word)}
         assert flags <= known, (words, flags - known)

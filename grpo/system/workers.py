@@ -65,6 +65,31 @@ def usable_workers(max_workers: int) -> int:
     return max(1, min(max_workers, len(os.sched_getaffinity(0))))
 
 
+Result = tuple[int, Any, BaseException | None]
+"""Index of a call, its value, its error."""
+
+
+def tried_twice(
+    start: Callable[[list[tuple[Any, ...]]], Generator[Result]],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    again: Callable[[BaseException], bool],
+) -> Generator[Result]:
+    """The results of ``start(calls)``; calls whose error is worth it are made once more, when all others have ended."""
+    pending = list(range(len(calls)))
+    for last_attempt in (False, True):
+        failed = []
+        with contextlib.closing(start([calls[index] for index in pending])) as results:
+            for position, value, error in results:
+                if error is not None and not last_attempt and again(error):
+                    failed.append(pending[position])
+                else:
+                    yield pending[position], value, error
+        if not failed:
+            return
+        pending = failed
+
+
 def run_isolated(
     function: Callable[..., Any],
     calls: Sequence[tuple[Any, ...]],
@@ -74,7 +99,7 @@ def run_isolated(
     fresh: bool = False,
     kwargs: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Generator[tuple[int, Any, BaseException | None], None, None]:
+) -> Generator[Result]:
     """Call ``function(*call, **kwargs)`` for each call; yield (index, value, error) as they finish.
 
     A call that raises, crashes natively (:class:`WorkerDied`) or takes longer than ``timeout_s``, its process's start
@@ -95,7 +120,7 @@ def run_isolated(
 
     atexit.register(stop)  # for a caller that neither finishes nor drops the iterator
     try:
-        finished: list[tuple[int, Any, BaseException | None]] = []
+        finished: list[Result] = []
         while True:
             while waiting and sum(worker.busy for worker in workers) < most:
                 worker = next((worker for worker in workers if worker.idle), None) or _Worker(workers, environment)
