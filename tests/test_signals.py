@@ -165,7 +165,7 @@ def test_what_is_green_together_the_program_shows_green_together(program) -> Non
 def test_transitions_last_whole_steps_and_never_less_than_the_program(program, step: float) -> None:
     own, walked = program
     made = plan(own, walked, step=step, yellow_seconds=99)
-    mine = [phase for phase in made.phases if phase.duration != 99]  # without what was inserted
+    mine = [phase for phase in made.phases if phase.duration < 99]  # inserted yellow lasts 99 s or more, no other does
     for number, (shown, phase) in enumerate(zip(mine, own, strict=True)):
         if str(number) not in greens_of(made):
             assert math.isclose(shown.duration / step, round(shown.duration / step), abs_tol=1e-6)
