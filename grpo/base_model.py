@@ -36,7 +36,7 @@ from .records import Observation
 from .system.command_line import parse_config
 from .system.console import say
 from .system.errors import ModelError
-from .system.files import claim_output, write_manifest
+from .system.run_folder import claim_output, write_manifest
 from .system.settings import STRICT, refuse
 
 
@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(BaseModelConfig, argv)
     folder = Path(config.output_dir)
     check_training_stack(config.STAGE)
-    claim_output(folder, config.to_dict(), if_finished=config.if_finished)
+    claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished)
     import torch
 
     started = time.monotonic()

@@ -42,7 +42,7 @@ from .records import EpisodeResult
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.command_line import parse_config
 from .system.files import write_json, write_text
-from .system.settings import STRICT
+from .system.settings import STRICT, Seed
 
 
 @config_class(frozen=True, config=STRICT)
@@ -58,7 +58,7 @@ class BenchmarkConfig(EvaluationConfig):
         min_length=1,
         description="policies as for `grpo evaluate`; each model is judged against the programs and rules among them",
     )
-    seeds: list[int] = Field(
+    seeds: list[Seed] = Field(
         default_factory=lambda: list(range(1, 11)), min_length=1, description="SUMO seeds of the episodes"
     )
     output_dir: str = Field(

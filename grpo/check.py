@@ -63,10 +63,13 @@ def print_report(report: Report) -> None:
     if run.seconds_per_episode is not None:
         costs.append(f"{run.seconds_per_episode:g} s for one simulation to the end")
     if run.labels_per_hour is not None:
-        costs.append(f"up to {run.labels_per_hour} labels an hour on {run.cores} cores")
+        costs.append(
+            f"up to {run.labels_per_hour} labels an hour on {run.cores} cores by the defaults of `grpo generate` "
+            "(config/tune looks further ahead: a tenth of that or less)"
+        )
     print(f"cost: {', '.join(costs)}")
     scenario = shlex.quote(report.scenario)
-    print(f"next: grpo evaluate --scenarios {scenario} --policy fixed_time actuated max_pressure pretrained")
+    print(f"next: grpo evaluate {scenario}")
 
 
 def _table(lights: Sequence[LightReport]) -> str:

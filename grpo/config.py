@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
 from .records import OUTCOME_TERMS
-from .system.settings import STRICT, C, StageConfig, read_config, refuse
+from .system.settings import STRICT, C, Seed, StageConfig, read_config, refuse
 
 # ---------------------------------------------------------------------- shared by several stages
 
@@ -37,7 +37,7 @@ def scenarios_in(folder: str) -> Any:
 class RunSettings(StageConfig):
     """Run."""
 
-    seed: int = Field(default=42, ge=0, description="seed of every random choice of this stage")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of every random choice of this stage")
     if_finished: Literal["stop", "move_aside"] = Field(
         default="stop",
         description="what to do where the output folder holds a finished run: "
@@ -201,7 +201,7 @@ class GRPOConfig(SignalConfig, CostSettings, WorkerSettings, RunSettings):
     output_dir: str = Field(
         default="data/grpo_datasets", min_length=1, description="one folder for each scenario goes here"
     )
-    seeds: list[int] = Field(default_factory=lambda: [1], min_length=1, description="SUMO seeds; one run for each")
+    seeds: list[Seed] = Field(default_factory=lambda: [1], min_length=1, description="SUMO seeds; one run for each")
     horizon_seconds: int = Field(
         default=30, ge=1, le=3600, description="simulated seconds over which an action is judged"
     )

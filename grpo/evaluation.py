@@ -20,7 +20,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, NamedTuple, Self
-from zlib import crc32
 
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -28,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from .config import RunSettings, SignalConfig, WorkerSettings, scenarios_in
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
 from .episodes.report import Summary, flat, own_fault_lines, report_text, summarise, write_csv
-from .inputs import inputs_of
+from .inputs import check_unchanged, inputs_of
 from .labels.counterfactual import RolloutSpec
 from .models.folder import SHIPPED, is_local, resolve_model
 from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
@@ -39,8 +38,9 @@ from .sumo_interface import ProgramKind
 from .system.command_line import parse_config
 from .system.console import progress_bar, terminal_width
 from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError, SimulatorCrash, one_line
-from .system.files import claim_output, temporary_folder, write_json, write_manifest, write_text
-from .system.settings import STRICT, refuse
+from .system.files import checked_line, checked_lines, temporary_folder, write_json, write_text
+from .system.run_folder import claim_output, write_manifest
+from .system.settings import STRICT, Seed, refuse
 from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice
 
 
@@ -52,13 +52,13 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
     POSITIONAL: ClassVar[str | None] = "scenarios"
     scenarios: list[str] = scenarios_in("data/scenarios/test")
     policy: list[str] = Field(
-        default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "model/grpo_model"],
+        default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "pretrained"],
         min_length=1,
         description="signal programs (fixed_time, webster, actuated, actuated_delay), rules (max_pressure, "
         "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
         "a shipped model (base, pretrained), or a model folder",
     )
-    seeds: list[int] = Field(
+    seeds: list[Seed] = Field(
         default_factory=lambda: [1, 2, 3, 4, 5, 6], min_length=1, description="SUMO seeds of the episodes"
     )
     output_dir: str = Field(
@@ -130,8 +130,10 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     output = Path(config.output_dir)
     resumed = claim_output(
         output,
-        config.to_dict() | {"inputs": inputs},
+        config.STAGE,
+        config.to_dict(),
         if_finished=config.if_finished,
+        inputs=inputs,
         ignore=("max_workers", "episode_timeout_seconds"),
         reads=[*scenarios.values(), *policies],
     )
@@ -139,6 +141,7 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     write_text(output / EPISODES_LOG, "".join(map(_line, done.values())))  # without the line at which a run was killed
     with temporary_folder(output):
         _run_missing(config, keys, scenarios, done, output / EPISODES_LOG)
+    check_unchanged(config, inputs)
 
     episodes = [done[key] for key in keys]
     failed = [episode for episode in episodes if episode.error is not None]
@@ -150,7 +153,8 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     if write is not None:
         write(output, (episodes, summary))
     if not failed:
-        write_manifest(output, config.STAGE, config.to_dict(), inputs=inputs, episodes=len(episodes))
+        manifest: dict[str, Any] = {"inputs": inputs, "episodes": len(episodes)}
+        write_manifest(output, config.STAGE, config.to_dict(), leave_out=[EPISODES_LOG], **manifest)
         (output / EPISODES_LOG).unlink()
     return episodes, summary
 
@@ -294,9 +298,8 @@ _EPISODE = TypeAdapter(EpisodeResult)
 
 
 def _line(episode: EpisodeResult) -> str:
-    """An episode as it is kept: a checksum and JSON."""
-    text = _EPISODE.dump_json(episode)
-    return f"{crc32(text):08x} {text.decode()}\n"
+    """An episode as it is kept."""
+    return checked_line(_EPISODE.dump_json(episode).decode())
 
 
 def _append(path: Path, episode: EpisodeResult) -> None:
@@ -310,12 +313,10 @@ def _append(path: Path, episode: EpisodeResult) -> None:
 def _read_kept(path: Path) -> dict[EpisodeKey, EpisodeResult]:
     """The episodes of an interrupted run that worked; failed ones and damaged lines are played again."""
     kept = {}
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        checksum, _, text = line.partition(b" ")
-        if checksum == b"%08x" % crc32(text):
-            with suppress(ValueError):  # of another version of this program
-                episode = _EPISODE.validate_json(text)
-                kept[_key(episode)] = episode
+    for text in checked_lines(path):
+        with suppress(ValueError):  # of another version of this program
+            episode = _EPISODE.validate_json(text or b"")
+            kept[_key(episode)] = episode
     return {key: episode for key, episode in kept.items() if episode.error is None}
 
 

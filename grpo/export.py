@@ -34,15 +34,8 @@ from .records import Observation, dataset_files, observation_of, read_rows
 from .system.command_line import parse_config
 from .system.console import say
 from .system.errors import ConfigError, DataError, ModelError, UnreliableError
-from .system.files import (
-    check_output,
-    claim_output,
-    disk_errors,
-    temporary_name,
-    write_json,
-    write_manifest,
-    write_text,
-)
+from .system.files import disk_errors, temporary_name, write_json, write_text
+from .system.run_folder import check_output, claim_output, write_manifest
 from .system.settings import STRICT
 
 
@@ -135,7 +128,7 @@ def export(config: ExportConfig) -> Path:
     before = _probabilities(model, tokenizer, questions)
     if not all(map(math.isfinite, before)):
         raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
-    claim_output(folder, config.to_dict(), if_finished=config.if_finished, reads=[source])
+    claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished, reads=[source])
     staging = temporary_name(folder / "export")
     try:
         with disk_errors(folder):

@@ -8,6 +8,7 @@ end the rows of a scenario are joined into ``<output_dir>/<scenario>/grpo_datase
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import GRPOConfig
-from .inputs import inputs_of
+from .inputs import check_unchanged, inputs_of
 from .labels.run import (
     LabelledRun,
     LabelRun,
@@ -33,8 +34,9 @@ from .simulator.scenario_files import find_scenarios, unique_names
 from .system.command_line import parse_config
 from .system.console import progress_bar
 from .system.errors import DataError, GrpoError, SimulatorCrash, UnreliableError, one_line
-from .system.files import MANIFEST, claim_output, write_json_list, write_manifest
+from .system.files import make_folder, write_json_list
 from .system.forks import CHEAP_FORKS
+from .system.run_folder import MANIFEST, claim_output, write_manifest
 from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice, usable_workers
 
 DATASET = "grpo_dataset.json"
@@ -61,13 +63,18 @@ def generate(config: GRPOConfig) -> int:
     inputs = inputs_of(config)
     claim_output(
         output,
-        config.to_dict() | {"inputs": inputs},
+        config.STAGE,
+        config.to_dict(),
         if_finished=config.if_finished,
+        inputs=inputs,
         ignore=FREE_ON_RESUME,
         reads=[*config.scenarios, *policies],
     )
+    for name in {run.name for run in runs}:
+        make_folder(output, f"{name}/states")
     _label(config, runs)
     _replay(config, runs)
+    check_unchanged(config, inputs)
     return _join(config, runs, every_run, inputs)
 
 
@@ -224,7 +231,8 @@ def _join(
     for count, what in warnings:
         if count:
             print(f"warning: {count} {what}; {output / MANIFEST} tells where", file=sys.stderr)
-    write_manifest(output, config.STAGE, config.to_dict(), **results)
+    leave_out = ("*/run-*.finished", "*/run-*.journal", *(() if config.save_states else ("*/states/*",)))
+    write_manifest(output, config.STAGE, config.to_dict(), leave_out=leave_out, **results)
     if not config.save_states:
         for name in counts:
             shutil.rmtree(output / name / "states", ignore_errors=True)
@@ -241,7 +249,12 @@ def _listed(causes: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 def print_result(rows: int, output_dir: str) -> None:
     """Tell what was made and what comes next."""
-    print(f"{rows} rows in {output_dir}; next: grpo sft-data --dataset-path {output_dir}", file=sys.stderr)
+    folder = shlex.quote(output_dir)
+    print(
+        f"{rows} rows in {output_dir}; next: grpo sft-data --dataset-path {folder}\n"
+        f"or let the shipped model learn from them: grpo train --config config/tune/train.yaml --dataset-path {folder}",
+        file=sys.stderr,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

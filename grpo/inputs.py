@@ -10,7 +10,7 @@ from .policies.rules import BASELINES
 from .records import dataset_files
 from .simulator.network import scenario_files
 from .simulator.scenario_files import find_scenarios, unique_names
-from .system.errors import DataError
+from .system.errors import DataError, UnreliableError
 from .system.files import digest
 from .system.settings import StageConfig
 
@@ -37,6 +37,18 @@ def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
         if models:
             inputs[key] = {name: _digest(name, model_files(resolve_model(name))) for name in models}
     return inputs
+
+
+def check_unchanged(config: StageConfig, inputs: dict[str, dict[str, str]]) -> None:
+    """Raise :class:`UnreliableError` unless the stage's inputs are still what they were when it began to read them."""
+    now = inputs_of(config)
+    for key, before in inputs.items():
+        for name, files in before.items():
+            if now[key].get(name) != files:
+                raise UnreliableError(
+                    f"{key}: {name} was changed while `grpo {config.STAGE}` read it; run the same command again, "
+                    "which starts anew"
+                )
 
 
 def _digest(name: str, files: Iterable[Path]) -> str:

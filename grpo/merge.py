@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -20,13 +20,13 @@ from pydantic.dataclasses import dataclass as config_class
 
 from .config import GRPOConfig, RunSettings
 from .generate import DATASET, FREE_ON_RESUME, print_result
-from .labels.replay import RunRecord
 from .labels.run import state_file
 from .records import read_json, rows_from_json
 from .simulator.scenario_files import can_be_folder
 from .system.command_line import parse_config
 from .system.errors import ConfigError, DataError
-from .system.files import MANIFEST, claim_output, write_json, write_manifest, write_text
+from .system.files import make_folder, write_json, write_text
+from .system.run_folder import MANIFEST, changed_file, claim_output, write_manifest
 from .system.settings import STRICT
 
 
@@ -78,6 +78,8 @@ class ShardManifest:
     mismatches: list[str]
     retried: StrictInt
     verified: StrictInt
+    files: dict[str, str]
+    """SHA-256 of each file of the shard."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,13 @@ def merge(config: MergeConfig) -> int:
     for name in names:
         _rows(shards, name, output)
 
-    claim_output(output, config.to_dict(), if_finished=config.if_finished, reads=config.shards)
+    claim_output(output, config.STAGE, config.to_dict(), if_finished=config.if_finished, reads=config.shards)
     for name in names:
+        make_folder(output, name)
         write_json(output / name / DATASET, _rows(shards, name, output))
-        for shard in shards:
-            for state in [state_file(seed) for seed in shard.seeds(name)]:
-                if (shard.folder / name / state).exists():
-                    write_text(output / name / state, (shard.folder / name / state).read_text(encoding="utf-8"))
+        for state, folder in _states(shards, name):
+            make_folder(output, f"{name}/{Path(state).parent}")
+            write_text(output / name / state, (folder / name / state).read_text(encoding="utf-8"))
     results = _results([shard.manifest for shard in shards], names)
     write_manifest(output, config.STAGE, config.to_dict(), **results)
     return int(results["rows"])
@@ -147,8 +149,10 @@ def _read_shard(folder: Path) -> Shard:
     if not isinstance(shard, str) or not re.fullmatch("[1-9][0-9]{0,8}/[1-9][0-9]{0,8}", shard):
         raise DataError(f"{path}: names no shard I/N; generate the shard again")
     number, count = map(int, shard.split("/"))
-    if set(manifest.scenarios) != {name for name, _ in manifest.tasks[number - 1 :: count]}:
-        raise DataError(f"{path}: lists other scenarios than those of its runs; generate the shard again")
+    missing = {f"{name}/{DATASET}" for name, _ in manifest.tasks[number - 1 :: count]} - manifest.files.keys()
+    changed = min(missing, default=None) or changed_file(folder, manifest.files)
+    if changed is not None:
+        raise DataError(f"{folder / changed}: is not what `grpo generate` wrote; generate shard {number}/{count} again")
     return Shard(folder, number, count, manifest)
 
 
@@ -212,30 +216,22 @@ def _rows(shards: Sequence[Shard], name: str, output: Path) -> list[dict[str, An
     return rows
 
 
+def _states(shards: Sequence[Shard], name: str) -> Iterator[tuple[str, Path]]:
+    """The states of one scenario's runs, and the shard's folder that each lies in."""
+    for shard in shards:
+        for state in map(state_file, shard.seeds(name)):
+            if f"{name}/{state}" in shard.manifest.files:
+                yield state, shard.folder
+
+
 def _shard_rows(shard: Shard, name: str, output: Path) -> list[dict[str, Any]]:
     path = shard.folder / name / DATASET
-    again = f"generate shard {shard.number}/{shard.count} again"
-    raw = read_json(path, list[dict[str, Any]], remedy=again)
-    rows = rows_from_json(raw, source=str(path))
-    count = shard.manifest.scenarios[name].get("rows")
-    if len(rows) != count:
-        raise DataError(f"{path}: holds {len(rows)} rows, its manifest says {count}; {again}")
-    for index, row in enumerate(rows):
-        if (row.scenario, row.seed) not in shard.runs:
-            raise DataError(
-                f"{path}: holds a row of {row.scenario} seed {row.seed}, which is not in this shard; {again}"
-            )
-        if row.state_file not in (None, state_file(row.seed)):
-            raise DataError(f"{path}: row {index}, field 'state_file': is not {state_file(row.seed)}; {again}")
-        scenario = os.path.join(shard.folder, name, row.sumocfg)
-        raw[index]["sumocfg"] = Path(os.path.relpath(scenario, output / name)).as_posix()
-    for seed in shard.seeds(name):
-        state = shard.folder / name / state_file(seed)
-        if state.is_file():
-            RunRecord.read(state)
-        elif any(row.seed == seed and row.state_file for row in rows):
-            raise DataError(f"{state}: is missing, and rows need it; {again}")
-    return raw
+    rows = read_json(path, list[dict[str, Any]], remedy=f"generate shard {shard.number}/{shard.count} again")
+    rows_from_json(rows, source=str(path))
+    for row in rows:
+        scenario = os.path.join(shard.folder, name, row["sumocfg"])
+        row["sumocfg"] = Path(os.path.relpath(scenario, output / name)).as_posix()
+    return rows
 
 
 def _results(manifests: Sequence[ShardManifest], names: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from .scenarios import ScenarioSuiteConfig
 from .sft_data import SFTDataConfig
 from .system.command_line import EXIT_CODES
 from .system.errors import ConfigError, GrpoError
-from .system.files import MANIFEST
+from .system.run_folder import MANIFEST, changed_file, differing_settings
 from .system.settings import StageConfig, preset
 from .system.workers import die_with_parent
 
@@ -105,20 +105,24 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished run; empty where there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return manifest if isinstance(manifest["settings"], dict) else {}
+        return manifest if isinstance(manifest["settings"], dict) and isinstance(manifest["files"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
 def _changed(manifest: dict[str, Any], config: StageConfig) -> list[str]:
-    """Settings that are not those of the finished run, and ``inputs`` where these are other ones or gone."""
+    """Settings that are not those of the finished run; ``inputs`` and ``results`` where these are others, or gone."""
     before, now = manifest["settings"], json.loads(json.dumps(config.to_dict()))
-    changed = [key for key in {**before, **now} if key != "if_finished" and before.get(key) != now.get(key)]
+    changed = differing_settings(before, now, ignore=["if_finished", "output_dir"])
     try:
         same = manifest.get("inputs", {}) == inputs_of(config)
     except GrpoError:  # the step itself says what is missing
         same = False
-    return changed if same else [*changed, "inputs"]
+    if not same:
+        changed.append("inputs")
+    if changed_file(_output(config), manifest["files"]) is not None:
+        changed.append("results")
+    return changed
 
 
 def _call(command: Sequence[str]) -> int:

@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass
 from .config import RunSettings
 from .system.command_line import parse_config
 from .system.console import progress_bar
-from .system.files import claim_output, temporary_folder, write_manifest, write_text
+from .system.files import make_folder, temporary_folder, write_text
+from .system.run_folder import claim_output, write_manifest
 from .system.settings import STRICT
 
 
@@ -65,14 +66,14 @@ def generate_suite(config: ScenarioSuiteConfig) -> None:
     Raises :class:`OutputError` where the folder holds a finished suite or cannot be written.
     """
     folder = Path(config.output_dir)
-    claim_output(folder, config.to_dict(), if_finished=config.if_finished)
+    claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished)
     entries = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     scenarios = []
     with progress_bar("scenarios", total=len(entries)) as finished, temporary_folder(folder):
         for split, index in entries:
             scenarios.append(_write_scenario(folder, split, index, config))
             finished(scenarios[-1]["name"])
-    write_manifest(folder, ScenarioSuiteConfig.STAGE, config.to_dict(), scenarios=scenarios)
+    write_manifest(folder, config.STAGE, config.to_dict(), scenarios=scenarios)
     print(f"{len(scenarios)} scenarios in {folder}", file=sys.stderr)
 
 
@@ -91,7 +92,7 @@ def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteC
     load = float(np.interp((start + 0.618034 * index) % 1, shares, loads))
     scenario = make_scenario(kind, load=load, duration_s=config.duration_seconds, rng=rng)
     name = f"{split}_{index:02d}_{kind}"
-    home = folder / split / name
+    home = make_folder(folder, f"{split}/{name}")
     write_text(home / f"{name}.net.xml", scenario.net_xml)
     write_text(home / f"{name}.rou.xml", scenario.routes_xml)
     write_text(home / f"{name}.sumocfg", _SUMOCFG.format(name=name, duration_s=config.duration_seconds))

@@ -16,12 +16,13 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grpo.config import DATASET, HoldOutSettings, PromptSettings, RunSettings
-from grpo.inputs import inputs_of
+from grpo.inputs import check_unchanged, inputs_of
 from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_dataset
 from grpo.system.command_line import parse_config
 from grpo.system.errors import DataError
-from grpo.system.files import claim_output, write_json, write_manifest
+from grpo.system.files import write_json
+from grpo.system.run_folder import claim_output, write_manifest
 from grpo.system.settings import STRICT, refuse
 
 
@@ -63,7 +64,9 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     Raises :class:`DataError` where no row can be used and :class:`OutputError` where the file cannot be written or is
     finished already.
     """
+    inputs = inputs_of(config)
     rows = [row for _, rows in read_dataset(config.dataset_path) for row in rows]
+    check_unchanged(config, inputs)
     known = [row for row in rows if row.best_action is not None and row.advantage is not None]
     if not known:
         raise DataError(f"{config.dataset_path}: none of {len(rows)} rows has outcomes; run `grpo generate` again")
@@ -105,8 +108,8 @@ def make_sft_data(config: SFTDataConfig) -> Path:
         },
     }
     folder = Path(config.output_dir)
-    inputs = inputs_of(config)
-    claim_output(folder, config.to_dict(), if_finished=config.if_finished, reads=dataset_files(config.dataset_path))
+    files = dataset_files(config.dataset_path)
+    claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished, reads=files)
     path = folder / SFT_DATASET
     write_json(path, examples)
     write_manifest(folder, config.STAGE, config.to_dict(), inputs=inputs, **counts)

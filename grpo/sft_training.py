@@ -22,7 +22,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from grpo.config import SFTTrainingConfig
-from grpo.inputs import inputs_of
+from grpo.inputs import check_unchanged, inputs_of
 from grpo.learning.checkpoints import (
     FiniteSteps,
     WholeCheckpoints,
@@ -45,8 +45,9 @@ from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_pr
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError, DataError, ModelError
-from grpo.system.files import check_output, write_json, write_manifest
+from grpo.system.files import write_json
 from grpo.system.ranks import is_main_process, process_layout
+from grpo.system.run_folder import check_output, write_manifest
 
 if TYPE_CHECKING:
     from grpo.models.loading import LoadedModel
@@ -72,6 +73,8 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         check_output(folder, if_finished=config.if_finished)
         source = resolve_model(config.model_path)
         rows = load_sft_rows(path)
+    inputs = broadcast_from_main(lambda: inputs_of(config))
+    with errors_on_all_ranks():
         prompt_format = _format_of(rows, path)
         say(f"sft: loading {config.model_path}, for {len(rows)} rows of {path}")
         choose_backend(config.backend, source)  # before transformers is imported
@@ -84,10 +87,12 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         examples = tokenize(
             [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
         )
-    inputs = broadcast_from_main(lambda: inputs_of(config))
-    resume = broadcast_from_main(
-        lambda: claim_training(config, inputs=inputs, reads=(path, source), ignore=FREE_ON_RESUME)
-    )
+
+    def claim() -> Path | None:
+        check_unchanged(config, inputs)
+        return claim_training(config, inputs=inputs, reads=(path, source), ignore=FREE_ON_RESUME)
+
+    resume = broadcast_from_main(claim)
     checkpoints = folder / "checkpoints"
     trainer = make_trainer(config, loaded, examples, checkpoints, optimizer=optimizer)
     train_from(trainer, resume, checkpoints)
@@ -104,7 +109,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
             _check_format(report, config)
             save_merged(model, loaded.tokenizer, folder, prompt_format=prompt_format)
             manifest = {"inputs": inputs, "backend": loaded.backend, **process_layout(), **report}
-            write_manifest(folder, config.STAGE, config.to_dict(), **manifest)
+            write_manifest(folder, config.STAGE, config.to_dict(), leave_out=["checkpoints/*"], **manifest)
     return folder
 
 

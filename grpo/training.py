@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from grpo.config import GRPOTrainingConfig
-from grpo.inputs import inputs_of
+from grpo.inputs import check_unchanged, inputs_of
 from grpo.learning.checkpoints import claim_training, gathered_model, train_from
 from grpo.learning.distributed import (
     broadcast_from_main,
@@ -47,8 +47,9 @@ from grpo.models.saving import save_merged
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError
-from grpo.system.files import check_output, write_json, write_manifest, write_text
+from grpo.system.files import write_json, write_text
 from grpo.system.ranks import is_main_process, process_layout, sharding, world_size
+from grpo.system.run_folder import check_output, write_manifest
 
 if TYPE_CHECKING:
     import datasets
@@ -100,6 +101,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
 
         quiet_libraries()
         check_reporters(config.report_to)
+    inputs = broadcast_from_main(lambda: inputs_of(config))
     rows = main_process_first(
         lambda: load_grpo_dataset(
             config.dataset_path,
@@ -114,10 +116,12 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         train, held_out = split_rows(usable_rows(rows, loaded, config), config)
         rewards = Rewards.from_config(config, train["advantage"])
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
-    inputs = broadcast_from_main(lambda: inputs_of(config))
-    resume = broadcast_from_main(
-        lambda: claim_training(config, inputs=inputs, reads=(config.dataset_path, source), ignore=FREE_ON_RESUME)
-    )
+
+    def claim() -> Path | None:
+        check_unchanged(config, inputs)
+        return claim_training(config, inputs=inputs, reads=(config.dataset_path, source), ignore=FREE_ON_RESUME)
+
+    resume = broadcast_from_main(claim)
     arguments.eval_on_start = len(held_out) > 0 and resume is None
     trainer = build_trainer(config, loaded, rewards, arguments, train, held_out)
     train_from(trainer, resume, folder)
@@ -278,6 +282,7 @@ def _save(
         folder,
         config.STAGE,
         config.to_dict(),
+        leave_out=["checkpoints/*"],
         inputs=inputs,
         backend=loaded.backend,
         **process_layout(),

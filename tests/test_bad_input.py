@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.folders import contents
+from helpers.folders import contents, finished_run
 from helpers.networks import make_cross, make_pair
 from helpers.tiny import tiny_rows, write_dataset
 
@@ -44,9 +44,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write_steps()
         Path("nothing").mkdir()
         Path("in_the_way").write_text("a file")
-        Path("earlier").mkdir()
-        for name in ("run.json", "sft.json", "manifest.json"):
-            Path("earlier", name).write_text(f'"{name} of an earlier run"')
+        finished_run(Path("earlier"))
     return folder
 
 
@@ -190,7 +188,7 @@ REFUSED = [
     ("train --config list.yaml", "list.yaml: holds a list"),
     ("sft --config binary.yaml", "binary.yaml: config is not UTF-8 text"),
     ("train --config typo.yaml", "typo.yaml: unknown key 'learning_rte'; did you mean 'learning_rate'?"),
-    ("train --config range.yaml", "range.yaml: top_p: got 1.5: ... less than or equal to 1"),
+    ("train --config range.yaml", "range.yaml: top_p: got '1.5': ... less than or equal to 1"),
     ("train --config choice.yaml", "choice.yaml: backend: got 'fast': ... 'auto', 'unsloth' or 'transformers'"),
     ("train --estimator sampled --num-generations 3", "is not divisible by num_generations = 3"),
     ("scenarios --train 0", "flag --train: train: got '0': ... greater than or equal to 1"),
@@ -212,7 +210,7 @@ REFUSED = [
     ("pipeline steps_unnumbered", "steps_unnumbered/generate.yaml: is not named NUMBER_STAGE.yaml"),
     ("pipeline steps_lettered", "b_generate.yaml: is not named NUMBER_STAGE.yaml"),
     ("pipeline steps_typo", "2_generate.yaml: unknown key 'sede'; did you mean 'seed'?"),
-    ("pipeline steps_range", "2_sft.yaml: seed: got -1: "),
+    ("pipeline steps_range", "2_sft.yaml: seed: got '-1': "),
     ("pipeline steps_cut", "2_train.yaml: line 2: malformed YAML"),
     # model
     ("train --dataset-path data", "model/sft_model: no such model folder; ... `grpo sft`"),
@@ -343,11 +341,11 @@ def _other_settings(state: dict[str, Any]) -> dict[str, Any]:
 
 
 STATES: list[tuple[Callable[[dict[str, Any]], dict[str, Any]] | str, str]] = [
-    (_other_lights, "is a state of another network than ... cross.sumocfg; run `grpo generate` again"),
-    (_other_phases, "is a state of another network than"),
-    (_fewer_decisions, "is a state of another network than"),
-    (_decisions_of_another_light, "is a state of another network than"),
-    ("of the pair", "is a state of another network than"),
+    (_other_lights, "is a state of other files than ... cross.sumocfg now; run `grpo generate` again"),
+    (_other_phases, "is a state of other files than"),
+    (_fewer_decisions, "is a state of other files than"),
+    (_decisions_of_another_light, "is a state of other files than"),
+    ("of the pair", "is a state of other files than"),
     ("absent", "cannot be read (No such file or directory); run `grpo generate` again"),
     ("cut", "not valid JSON (Unterminated"),
     (_no_seed, "field 'seed': Field required; run `grpo generate` again"),
@@ -396,7 +394,7 @@ def test_state_of_another_network_in_a_worker(
         simulate_rows(rows, [folder] * len(rows), max_workers=1)
         return 0
 
-    assert_refused(guarded(simulate, []), capsys.readouterr().err, "is a state of another network than")
+    assert_refused(guarded(simulate, []), capsys.readouterr().err, "is a state of other files than")
 
 
 def test_row_of_a_light_that_is_not_there(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,7 +405,7 @@ def test_row_of_a_light_that_is_not_there(recorded: Path, capsys: pytest.Capture
         simulate_run([row], folder, branch_timeout_s=60)
         return 0
 
-    assert_refused(guarded(simulate, []), capsys.readouterr().err, "is a state of another network than")
+    assert_refused(guarded(simulate, []), capsys.readouterr().err, "is a state of other files than")
 
 
 # ---------------------------------------------------------------------- output folders

@@ -36,7 +36,7 @@ def test_check_tells_what_will_be_controlled_what_it_costs_and_what_comes_next(t
     assert "2 greens without minDur or maxDur: 5 and 60 s stand in" in out
     assert "vehicles set out" in out and "decisions an hour" in out and "labels an hour" in out
     next_command = out.splitlines()[-1]
-    assert next_command.startswith("next: grpo evaluate --scenarios ")
+    assert next_command.startswith("next: grpo evaluate ")
     assert str(sumocfg) in shlex.split(next_command), "quoted, so that it can be pasted"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.folders import finished_run
 from helpers.networks import make_cross
 
 from grpo.__main__ import STAGES, main, usage
@@ -182,8 +183,7 @@ def test_a_stage_that_needs_torch_says_so_where_it_is_not_installed(stage: str, 
 
 @pytest.mark.parametrize("stage", ["sft", "train", "export"])
 def test_a_finished_folder_is_refused_before_anything_heavy_is_loaded(light: Run, stage: str, tmp_path: Path) -> None:
-    for name in ("manifest.json", "run.json"):
-        (tmp_path / name).write_text("{}")
+    finished_run(tmp_path)
     program = "import grpo.models.loading as m; m._STACK = (); from grpo.__main__ import run; run()"
     done = light("-c", program, stage, "--output-dir", str(tmp_path), cwd=tmp_path)
     assert done.stderr.startswith(f"error: {tmp_path}: holds the result of a finished run; choose another folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -246,8 +247,8 @@ def test_all_problems_at_once_each_with_its_source(tmp_path: Path) -> None:
     assert f"{file}: unknown key 'learning_rte'; did you mean 'learning_rate'?" in lines
     assert "flag --seeed: unknown key 'seeed'; did you mean 'seed'?" in lines
     for field, value in {
-        "temperature": "-1",
-        "num_generations": "1",
+        "temperature": "'-1'",
+        "num_generations": "'1'",
         "backend": "'fast'",
         "max_steps": "'many'",
     }.items():
@@ -273,12 +274,43 @@ def test_a_flood_of_problems_is_cut(tmp_path: Path) -> None:
     )
     lines = problems(text_file(tmp_path, bomb + "output_dir: *a8\nseeds: [*a8, 10" + "0" * 5000 + "]\n"), GRPOConfig)
     assert len(lines) < 25 and sum(map(len, lines)) < 5000
-    assert (
-        "seed: got a number of thousands of digits"
-        in problems(text_file(tmp_path, "seed: -0x" + "f" * 5000 + "\n"), GRPOConfig)[0]
-    )
-    (line,) = problems(text_file(tmp_path, 'output_dir: "a\\0b"\n'), GRPOConfig)
-    assert line.endswith("output_dir: holds a NUL character")
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udce4", os.fsdecode(b"caf\xe9")], ids=ascii)
+def test_a_text_that_no_file_can_hold_is_refused(text: str, tmp_path: Path) -> None:
+    for settings in ({"output_dir": text}, {"scenarios": ["a", text]}):
+        (line,) = problems(None, GRPOConfig, **settings)
+        assert line.endswith("holds a character that no file can have, or that is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{a", "{[1]: 2}", "{delay_veh_s: .nan}", "{delay_veh_s: 2, delay_veh_s: 3}", "{a: 2026-13-01}", "{" + "[" * 999],
+)
+def test_odd_weights_are_one_line(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(GRPOConfig, ["--cost-weights", text])
+    (line,) = caught.value.problems
+    assert line.startswith("flag --cost-weights: cost_weights: got ") and len(line) < 400
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("seed", 2**32), ("seed", -1), ("seeds", [2**31]), ("seeds", [-1]), ("seeds", [10**30])]
+)
+def test_seeds_that_a_library_or_sumo_would_refuse_are_refused_at_once(setting: str, value: Any) -> None:
+    (line,) = problems(None, EvaluationConfig, **{setting: value})
+    assert line.startswith(f"flag --{setting}: {setting}: got ")
+
+
+@pytest.mark.parametrize(("written", "read"), [("017", 17), ("1_0", 10), ("+2", 2), ("1:30", None), ("0x1F", None)])
+def test_numbers_are_read_as_they_are_written(written: str, read: int | None, tmp_path: Path) -> None:
+    """To YAML 1.1 itself 017 is 15 and 1:30 is 90."""
+    file = text_file(tmp_path, f"seeds: [{written}]\nseed: {written}\n")
+    if read is None:
+        assert [f"got '{written}'" in line for line in problems(file, GRPOConfig)] == [True, True]
+    else:
+        config = load_config(file, GRPOConfig)
+        assert (config.seeds, config.seed) == ([read], read)
 
 
 def test_a_key_that_is_no_text_is_unknown(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
 from grpo.system.console import guarded
 from grpo.system.errors import DataError, SimulatorCrash, UnreliableError
+from grpo.system.files import checked_line, checked_lines
 from grpo.system.workers import WorkerDied
 
 pytestmark = pytest.mark.slow
@@ -131,10 +132,11 @@ def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios,
     """A falsified label in a run that waits to be verified is found, named, and ends the stage."""
     config = _config(scenarios, tmp_path / "data", verify_fraction=1.0)
     label_only(config)
-    labelled = next((tmp_path / "data" / "cross").glob("part-1.json"))
-    content = json.loads(labelled.read_text())
+    labelled = next((tmp_path / "data" / "cross").glob("run-1.finished"))
+    (text,) = checked_lines(labelled)
+    content = json.loads(text or b"")
     content["rows"][3]["outcomes"]["yes"]["delay_veh_s"] += 0.5
-    labelled.write_text(json.dumps(content))
+    labelled.write_text(checked_line(json.dumps(content)))
     name = content["rows"][3]["id"]
     with pytest.raises(
         UnreliableError, match=f"1 rows came out differently .* the first: row {name}: recorded"
@@ -274,6 +276,42 @@ def test_a_run_whose_scenario_was_changed_meanwhile_starts_over(tmp_path, capsys
     assert _files(tmp_path / "data") == _files(tmp_path / "fresh")
 
 
+def test_a_scenario_that_is_edited_while_it_is_driven_makes_no_dataset(scenarios, tmp_path, monkeypatch):
+    sumocfg = make_cross(tmp_path / "scenario", duration=60)
+    config = _config(sumocfg, tmp_path / "data", seeds=[1])
+    label = stage._label
+
+    def meanwhile(*given):
+        label(*given)
+        routes = sumocfg.with_name("cross.rou.xml")
+        routes.write_text(routes.read_text() + "<!-- edited -->")
+
+    monkeypatch.setattr(stage, "_label", meanwhile)
+    with pytest.raises(
+        (UnreliableError, DataError), match=r"was changed while|is a state of other files than"
+    ) as error:
+        generate(config)
+    assert not (tmp_path / "data" / "cross" / "grpo_dataset.json").exists()
+    monkeypatch.undo()
+    assert "\n" not in str(error.value) and generate(config) > 0
+    assert (tmp_path / "data.1").is_dir()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_state_is_of_no_use_when_its_scenario_was_edited(kept, tmp_path):
+    sumocfg = make_cross(tmp_path / "cross", duration=60)
+    generate(_config(sumocfg, tmp_path / "data", seeds=[1], save_states=True))
+    rows = [replace(row, outcomes=None) for row in _rows(tmp_path / "data")]
+    routes = sumocfg.with_name("cross.rou.xml")
+    routes.write_text(routes.read_text() + ("" if kept else "<!-- edited -->"))
+    folders = [tmp_path / "data" / "cross"] * len(rows)
+    if kept:
+        assert None not in simulate_rows(rows, folders, max_workers=1)
+    else:
+        with pytest.raises(DataError, match=r"seed-1\.json: is a state of other files than .*cross\.sumocfg now"):
+            simulate_rows(rows, folders, max_workers=1)
+
+
 def test_a_scenario_at_which_sumo_gives_up_costs_its_run_from_there_on(scenarios, tmp_path, capsys):
     sumocfg = make_cross(tmp_path / "bad", name="bad", duration=300)
     routes = sumocfg.with_name("bad.rou.xml")
@@ -294,13 +332,16 @@ def test_a_scenario_at_which_sumo_gives_up_costs_its_run_from_there_on(scenarios
 def test_a_finished_run_whose_file_is_damaged_is_made_again(small, scenarios, tmp_path, capsys):
     generate(replace(small, output_dir=str(tmp_path / "whole")))
     label_only(small)
-    finished = tmp_path / "data" / "cross" / "part-1.json"
-    whole = finished.read_bytes()
-    for damaged in (whole[:-200], b"", b"[" * 200_000, whole.replace(b'"failed"', b'"fail"'), whole + b"\xff"):
-        finished.write_bytes(damaged)
+    finished = tmp_path / "data" / "cross" / "run-1.finished"
+    state = tmp_path / "data" / "cross" / "states" / "seed-1.json"
+    whole = {path: path.read_bytes() for path in (finished, state)}
+    text = whole[finished]
+    damaged = [text[:-200], b"", text.replace(b'"advantage": ', b'"advantage": 1', 1), text + b"\xff", text + text]
+    for path, content in [*((finished, content) for content in damaged), (state, b"{}"), (state, None)]:
+        path.unlink() if content is None else path.write_bytes(content)
         label_only(small)
-        assert f"note: the run of cross seed 1 is made again: {finished}: " in capsys.readouterr().err
-        assert finished.read_bytes() == whole
+        assert f"note: the run of cross seed 1 is made again: {path}: " in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (finished, state)} == whole
     generate(small)
     assert _files(tmp_path / "data") == _files(tmp_path / "whole")
 
@@ -308,17 +349,13 @@ def test_a_finished_run_whose_file_is_damaged_is_made_again(small, scenarios, tm
 def test_a_journal_counts_up_to_its_first_damaged_line(small, tmp_path):
     run = LabelRun("cross", Path(small.scenarios[0]) / "cross.sumocfg", 1, tmp_path / "data")
     label_only(small)
-    rows = [json.dumps({"row": n, "data": row, "cause": None}) for n, row in enumerate(LabelledRun.read(run).rows)]
-    good = [json.dumps({"time": "5", "decisions": {"C": "yes"}}), *rows]
-    for damaged in (
-        "", "{", '"text"', "{}", "[" * 200_000, "\x80", '{"time": 5, "decisions": {}}', '{"row": 7}', rows[2][:-9],
-        '{"time": "5", "decisions": {"C": "perhaps"}}', rows[2].replace('"queue"', '"cue"'), rows[2] + rows[2],
-    ):  # fmt: skip
-        lines = [*good[:3], damaged, *good[3:]]
-        run.journal.write_text("\n".join(lines) + "\n", encoding="latin-1")
+    rows = [{"row": n, "data": row, "cause": None} for n, row in enumerate(LabelledRun.read(run).rows)]
+    good = [checked_line(json.dumps(line)) for line in ({"time": "5", "decisions": {"C": "yes"}}, *rows)]
+    for damaged in ("", "{}", good[3][:-9], good[3].replace('"advantage": ', '"advantage": 1'), good[3][:-1] + good[3]):
+        run.journal.write_text("".join([*good[:3], f"{damaged.strip() or 'x'}\n", *good[3:]]))
         journal = _Journal(run)
         assert (list(journal.rows), list(journal.decisions)) == ([0, 1], ["5"]), damaged[:50]
-    run.journal.write_text("\n".join(good) + "\n" + rows[0])  # torn: its end is missing
+    run.journal.write_text("".join(good) + good[1][:-20])  # torn: its end is missing
     assert len(_Journal(run).rows) == len(rows)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from helpers import one_of_several
+from helpers.folders import contents, finished_run
 from helpers.tiny import tiny_rows, write_dataset
 from safetensors.torch import load_file
 
@@ -209,9 +210,8 @@ def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: P
     """A dataset that is missing, for one stage; for the other an output folder that only the main process looks at."""
     out = tmp_path / "out"
     if stage == "train":
-        out.mkdir()
-        for name in ("manifest.json", "run.json"):
-            (out / name).write_text("{}")
+        finished_run(out)
+    before = contents(out)
     data = write_dataset(tmp_path / "data", tiny_rows(24)) if stage == "train" else tmp_path / "nowhere.json"
     config = {"model_path": str(random_model), "dataset_path": str(data), "output_dir": str(out), "optim": "sgd"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -220,7 +220,7 @@ def test_what_is_refused_is_said_once_and_leaves_nothing(stage: str, tmp_path: P
     lines = [line for _, out, err in done for line in (out + err).splitlines()]
     assert len(lines) == 1, lines
     assert ("holds the result of a finished run" if stage == "train" else "make it with `grpo sft-data`") in lines[0]
-    assert sorted(path.name for path in out.glob("*")) == (["manifest.json", "run.json"] if stage == "train" else [])
+    assert contents(out) == before
 
 
 def test_groups_of_answers_are_shared_out_over_the_processes(

@@ -33,7 +33,7 @@ from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_
 from grpo.records import Action, Decision, EpisodeResult, Observation, TripMeasures
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
-from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError, SimulatorCrash
+from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError, SimulatorCrash, UnreliableError
 from grpo.system.forks import in_fork
 from grpo.system.workers import WorkerDied
 
@@ -360,6 +360,24 @@ def test_what_the_configuration_names_is_the_input_wherever_it_lies(changed, pla
     monkeypatch.setattr(evaluation, "run_isolated", again)
     evaluation.evaluate(config)
     assert len(again.ran) == played
+
+
+def test_a_scenario_that_is_edited_while_it_is_driven_has_no_results(config, monkeypatch, tmp_path) -> None:
+    sumocfg, demand = away(tmp_path)
+    config = replace(config, scenarios=[str(sumocfg)])
+    run_missing = evaluation._run_missing
+
+    def meanwhile(*given) -> None:
+        run_missing(*given)
+        demand.write_text(demand.read_text() + "<!-- edited -->")
+
+    monkeypatch.setattr(evaluation, "run_isolated", Workers())
+    monkeypatch.setattr(evaluation, "_run_missing", meanwhile)
+    with pytest.raises(
+        UnreliableError, match=r"^scenarios: cross was changed while `grpo evaluate` read it; run the same"
+    ):
+        evaluation.evaluate(config)
+    assert sorted(path.name for path in Path(config.output_dir).iterdir()) == ["episodes.jsonl", "run.json"]
 
 
 @pytest.mark.parametrize("stop_after", [6, None], ids=["interrupted", "to the end"])

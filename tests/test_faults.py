@@ -27,6 +27,7 @@ from helpers.processes import branches, descendants, eventually, holders, listen
 
 from grpo.labels.replay import simulate_rows
 from grpo.records import read_rows
+from grpo.system.files import checked_lines
 
 pytestmark = pytest.mark.slow
 
@@ -85,15 +86,12 @@ class Place:
         return ended(self.start(*flags, before=before))
 
     def journal(self, name: str, seed: int) -> Path:
-        return self.data / name / f"part-{seed}.jsonl"
+        return self.data / name / f"run-{seed}.journal"
 
     def journal_rows(self, name: str, seed: int) -> list[dict[str, Any]]:
-        """Complete lines about rows in the journal of a task."""
-        try:
-            lines = self.journal(name, seed).read_text().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.startswith('{"row"') and line.endswith("\n")]
+        """Whole lines about rows in the journal of a task."""
+        lines = [json.loads(text) for text in checked_lines(self.journal(name, seed)) if text is not None]
+        return [line for line in lines if "row" in line]
 
     def rows_noted(self, name: str, seed: int) -> int:
         """Rows in the journal of a task."""
@@ -101,7 +99,7 @@ class Place:
 
     def parts(self) -> list[Path]:
         """Finished tasks."""
-        return sorted(self.data.glob("*/part-*.json"))
+        return sorted(self.data.glob("*/run-*.finished"))
 
     def contents(self) -> dict[str, bytes]:
         """Every file of the output folder with its bytes, but for the two that tell how it was made."""
@@ -294,6 +292,7 @@ from grpo.labels.run import LabelRun, label_run
 
 sumocfg, output = map(Path, sys.argv[1:])
 config = GRPOConfig(output_dir=str(output), seeds=[1, 2], sample_fraction=0.3, horizon_seconds=20)
+(output / "pair" / "states").mkdir(parents=True, exist_ok=True)
 label_run(config, LabelRun("pair", sumocfg, 1, output), 1)
 """
 
@@ -308,8 +307,8 @@ def test_a_lost_worker_that_goes_on_writing_does_no_harm(late: bool, place: Plac
         assert not late or eventually(lambda: place.rows_noted("pair", 1) >= 5)
     assert [ended(writer) for writer in writers] == [(0, []), (0, [])]
     files = place.contents()
-    assert set(files) == {"pair/part-1.json", "pair/states/seed-1.json"}
-    part = json.loads(files["pair/part-1.json"])
+    assert set(files) == {"pair/run-1.finished", "pair/states/seed-1.json"}
+    part = json.loads(files["pair/run-1.finished"][9:])
     assert part["rows"] == reference.rows("pair", 1) and part["failed"] == {}
     assert files["pair/states/seed-1.json"] == reference.files["pair/states/seed-1.json"]
 
@@ -336,7 +335,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(place: Place, r
         code, lines = place.run()
         assert code == 2 and "holds the result of a finished run" in lines[-1]
         # A kill just after the manifest leaves what the datasets were made of; nothing reads it.
-        assert {name: data for name, data in place.contents().items() if "/part-" not in name} == reference.files
+        assert {name: data for name, data in place.contents().items() if "/run-" not in name} == reference.files
         if kills == KILLS:
             break
         shutil.rmtree(place.data)
@@ -345,7 +344,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(place: Place, r
 def leave_behind(place: Place) -> None:
     """What a kill at two moments that are too short to be met by chance leaves behind."""
     for part in place.parts():
-        part.with_suffix(".jsonl").touch()  # between a part and the end of its journal
+        part.with_suffix(".journal").touch()  # between a part and the end of its journal
         part.with_name(f".{part.name}.{'0' * 32}.scu-tsc").touch()  # while a file was written
 
 
@@ -428,14 +427,14 @@ def nothing_is_lost(before: dict[Path, Any], after: dict[Path, Any]) -> bool:
     return all(
         after[path] == value
         if isinstance(value, bytes)
-        else path.with_suffix(".json") in after or all(row in after[path] for row in value)
+        else path.with_suffix(".finished") in after or all(row in after[path] for row in value)
         for path, value in before.items()
     )
 
 
 def test_files_that_outgrow_the_disk(place: Place, reference: Reference) -> None:
-    """The journal is too large, then a part, then a dataset."""
-    for limit, last in ((20_000, "jsonl"), (58_500, "part-"), (90_000, "grpo_dataset.json")):
+    """The journal is too large, then a dataset; a finished run is smaller than both."""
+    for limit, last in ((20_000, "journal"), (90_000, "grpo_dataset.json")):
         before = progress(place)
         result = place.run(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # noqa: B023
         refused(result, "File too large")

@@ -59,6 +59,10 @@ def test_the_demo_goes_from_nothing_to_a_measured_model_and_then_rests(tmp_path:
     assert edited.stderr.count("made with other inputs: moved aside") == 4
     assert {row["id"].split("-")[1] for row in _rows(tmp_path / "data/sft_datasets")} == {"1", "2"}
     assert {row["id"].split("-")[1] for row in _rows(tmp_path / "data/sft_datasets.1")} == {"1"}
+    (tmp_path / "results/evaluation/evaluation.csv").unlink()
+    lost = _demo(tmp_path)
+    assert lost.stderr.count("already done") == len(SMALL) - 1
+    assert lost.stderr.count("made with other results: moved aside") == 1
     rested = _demo(tmp_path)
     assert rested.stderr.count("already done") == len(SMALL)
 

@@ -301,7 +301,7 @@ def test_dataset_made_on_a_cluster_that_loses_a_node_is_the_local_one(nodes: Nod
         env=ENVIRONMENT,
     )
     killed = False
-    if eventually(lambda: process.poll() is not None or bool(list((tmp_path / "ray").glob("*/part-*")))):
+    if eventually(lambda: process.poll() is not None or bool(list((tmp_path / "ray").glob("*/run-*")))):
         killed = process.poll() is None
         nodes.kill()
     _, err = process.communicate(timeout=300)

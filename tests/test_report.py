@@ -165,6 +165,15 @@ def test_over_several_networks_a_network_is_one_pair() -> None:
     assert (many["n"], many["p"], many["verdict"]) == (7, pytest.approx(2 / 128, abs=1e-4), "lower delay")
 
 
+def test_of_several_networks_of_which_one_has_results_nothing_can_be_said_of_networks() -> None:
+    delays: dict[str, dict[str, list[float | None]]] = {
+        "a": {"fixed_time": [30.0] * 8, MODEL: [20.0 + n for n in range(8)]},
+        "b": {"fixed_time": [9.0] * 8, MODEL: [None] * 8},
+    }
+    found = entry(summarise(episodes_of(delays)), ALL, MODEL)["delay_difference_s"]["fixed_time"]
+    assert (found["n"], found["unit"], found["verdict"]) == (1, "networks", "too few pairs")
+
+
 def test_a_t_interval_is_the_textbooks_and_covers_the_mean_as_often_as_it_says() -> None:
     assert t_interval([1.0]) is None
     assert t_interval([1.0, 3.0]) == pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)

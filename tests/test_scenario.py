@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -292,6 +293,13 @@ def test_find_scenarios_says_what_is_wrong(tmp_path: Path, make: object, message
     with pytest.raises(ScenarioError) as caught:
         find_scenarios([path])
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    (tmp_path / os.fsdecode(b"caf\xe9/a.sumocfg")).write_text("<configuration/>")
+    with pytest.raises(ScenarioError, match="its name is not UTF-8; rename it"):
+        find_scenarios([tmp_path])
 
 
 def test_unique_names_names_both_files() -> None:

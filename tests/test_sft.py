@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.folders import contents, finished_run
 from helpers.tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.__main__ import main
@@ -384,10 +384,9 @@ def test_bad_settings_leave_the_output_alone(
     random_model: Path, sft_file: Path, tmp_path: Path, others: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     out = tmp_path / "m"
-    out.mkdir()
-    for name in ("manifest.json", "run.json"):
-        (out / name).write_text("{}")
+    finished_run(out)
+    before = contents(tmp_path)
     with pytest.raises(error, match=message) as caught:
         train_sft(replace(settings(random_model, sft_file, out, if_finished="move_aside"), **others))
     assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == ["m"] and sorted(os.listdir(out)) == ["manifest.json", "run.json"]
+    assert contents(tmp_path) == before

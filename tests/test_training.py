@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.folders import contents, finished_run
 from helpers.tiny import overflowing, small, tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, load_config
@@ -216,12 +217,31 @@ def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
     assert again["best_action"] == recorded["best_action"]
 
 
-def test_unreadable_memory_is_made_anew(tmp_path: Path) -> None:
+def test_damaged_outcomes_and_those_of_another_state_are_simulated_again(tmp_path: Path) -> None:
     recorded = tiny_rows(1)
-    bare = dataclasses.replace(recorded[0], outcomes=None, state_file="s.xml")
-    (tmp_path / "grpo_dataset.outcomes.json").write_text("{")
-    filled = fill_outcomes([bare], tmp_path / "grpo_dataset.json", CountingSimulator(recorded, set()))
-    assert filled[0].outcomes == recorded[0].outcomes
+    bare = dataclasses.replace(recorded[0], outcomes=None, state_file="s.json")
+    simulator = CountingSimulator(recorded, set())
+    store, state = tmp_path / "grpo_dataset.outcomes.json", tmp_path / "s.json"
+    state.write_text("{}")
+    fill_outcomes([bare], tmp_path / "grpo_dataset.json", simulator)
+    whole = store.read_text()
+    changes = [
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"a": 1}',
+        whole.replace("0", "null"),
+        whole.replace('"no"', '"nay"'),
+        "\ud800",
+    ]
+    for content in changes:
+        store.write_text(content, errors="surrogatepass")
+        (filled,) = fill_outcomes([bare], tmp_path / "grpo_dataset.json", simulator)
+        assert filled.outcomes == recorded[0].outcomes and store.read_text() == whole
+    assert len(simulator.asked) == 1 + len(changes)
+    state.write_text('{"seed": 2}')
+    fill_outcomes([bare], tmp_path / "grpo_dataset.json", simulator)
+    assert len(simulator.asked) == 2 + len(changes)
 
 
 # The command
@@ -600,9 +620,8 @@ def test_finished_run_is_kept(answering_model: Path, dataset: Path, tmp_path: Pa
 
 def test_bad_input_leaves_the_output_alone(answering_model: Path, dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    output.mkdir()
-    for name in ("manifest.json", "run.json"):
-        (output / name).write_text("{}")
+    finished_run(output)
+    before = contents(output)
     config = small(answering_model, dataset, output, if_finished="move_aside")
     empty = write_dataset(tmp_path / "bare", tiny_rows(4, with_outcomes=False))
     cases: dict[str, dict[str, Any]] = {
@@ -621,7 +640,7 @@ def test_bad_input_leaves_the_output_alone(answering_model: Path, dataset: Path,
             train_grpo(dataclasses.replace(config, **changes))
     with pytest.raises(ConfigError, match="also model_path"):
         train_grpo(dataclasses.replace(config, output_dir=str(answering_model)))
-    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", "run.json"]
+    assert contents(output) == before
     assert not (tmp_path / "out.1").exists()
 
 

@@ -72,6 +72,7 @@ def _entries(scenario: str, episodes: Sequence[EpisodeResult]) -> list[Summary]:
     chosen = [episode for episode in episodes if scenario in (ALL, episode.scenario)]
     policies = list(dict.fromkeys(episode.policy for episode in episodes))
     runs = {policy: [episode for episode in chosen if episode.policy == policy] for policy in policies}
+    unit = "networks" if len({episode.scenario for episode in chosen}) > 1 else "seeds"
     compared = on_same_traffic(runs)
     delays = {
         policy: {(e.scenario, e.seed): e.measures.avg_delay_s for e in found if e.measures}
@@ -91,13 +92,13 @@ def _entries(scenario: str, episodes: Sequence[EpisodeResult]) -> list[Summary]:
             found = [(e.scenario, _value(e, measure)) for e in compared[policy]]
             values = [(name, value) for name, value in found if value is not None]
             entry[measure] = {
-                "mean": _round(fmean(units)) if (units := _units(values)) else None,
+                "mean": _round(fmean(units)) if (units := _units(values, unit)) else None,
                 "std": _round(stdev([value for _, value in values])) if len(values) > 1 else None,
             }
             if measure == "avg_delay_s":
                 entry[measure]["interval_95"] = t_interval(units)
         entry["delay_difference_s"] = {
-            other: _difference(delays[policy], delays[other]) for other in policies if other != policy
+            other: _difference(delays[policy], delays[other], unit) for other in policies if other != policy
         }
         entries.append(entry)
     return entries
@@ -117,11 +118,11 @@ def _value(episode: EpisodeResult, measure: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _difference(own: Mapping[tuple[str, int], float], others: Mapping[tuple[str, int], float]) -> Summary:
+def _difference(own: Mapping[tuple[str, int], float], others: Mapping[tuple[str, int], float], unit: str) -> Summary:
     """Delay of ``own`` minus delay of ``others``, by (scenario, seed)."""
     pairs = own.keys() & others.keys()
-    values = _units([(key[0], own[key] - others[key]) for key in own if key in pairs])
-    reference = _units([(key[0], others[key]) for key in own if key in pairs])
+    values = _units([(key[0], own[key] - others[key]) for key in own if key in pairs], unit)
+    reference = _units([(key[0], others[key]) for key in own if key in pairs], unit)
     mean = fmean(values) if values else None
     p = sign_flip_p(values)
     return {
@@ -129,7 +130,7 @@ def _difference(own: Mapping[tuple[str, int], float], others: Mapping[tuple[str,
         "relative": _round(mean / fmean(reference)) if mean is not None and fmean(reference) else None,
         "interval_95": t_interval(values),
         "n": len(values),
-        "unit": "networks" if len({scenario for scenario, _ in pairs}) > 1 else "seeds",
+        "unit": unit,
         "p": _round(p),
         "verdict": _verdict(mean, p),
     }
@@ -143,12 +144,14 @@ def _verdict(mean: float | None, p: float | None) -> str:
     return NOT_CLEAR if p > _LEVEL else LOWER if mean < 0 else HIGHER
 
 
-def _units(values: Sequence[tuple[str, float]]) -> list[float]:
-    """What is independent, from (scenario, value): the values of one scenario, or the means of several."""
+def _units(values: Sequence[tuple[str, float]], unit: str) -> list[float]:
+    """What is independent, from (scenario, value): the values of each seed, or the mean of each network."""
+    if unit == "seeds":
+        return [value for _, value in values]
     groups: dict[str, list[float]] = {}
     for scenario, value in values:
         groups.setdefault(scenario, []).append(value)
-    return [fmean(group) for group in groups.values()] if len(groups) > 1 else [value for _, value in values]
+    return [fmean(group) for group in groups.values()]
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..records import Action, GRPODataEntry, Outcome, row_to_json
-from ..system.errors import OutputError
-from ..system.files import write_json
+from ..records import ACTIONS, Action, GRPODataEntry, Outcome, read_json, row_to_json
+from ..system.errors import DataError, OutputError
+from ..system.files import digest, write_json
 
 Simulate = Callable[[list[GRPODataEntry]], Sequence[dict[Action, Outcome] | None]]
 """Outcomes of each row, ``None`` where the simulation of that row failed."""
@@ -27,41 +27,50 @@ log = logging.getLogger(__name__)
 def fill_outcomes(rows: list[GRPODataEntry], file: Path, simulate: Simulate) -> list[GRPODataEntry]:
     """The rows of the dataset ``file``, with outcomes wherever a state allows them.
 
-    Results are kept in ``NAME.outcomes.json`` beside ``file`` under a key of the whole row, so that a changed row
-    is simulated again. A row whose simulation fails keeps ``None``, is reported, and is tried again next time.
+    Results are kept in ``NAME.outcomes.json`` beside ``file`` under a key of the whole row and its state: what has
+    changed is simulated again. A row whose simulation fails keeps ``None``, is reported, and is tried again next time.
     """
     lacking = [row for row in rows if row.outcomes is None and row.state_file is not None]
     if not lacking:
         return rows
     store = file.with_suffix(".outcomes.json")
     known = _read(store)
-    to_do = [row for row in lacking if _key(row) not in known]
+    states = {name: _state(file.parent / name) for name in {str(row.state_file) for row in lacking}}
+    keys = {row.id: _key(row, states[str(row.state_file)]) for row in lacking}
+    to_do = [row for row in lacking if keys[row.id] not in known]
     for start in range(0, len(to_do), _CHUNK):
         chunk = to_do[start : start + _CHUNK]
         for row, outcomes in zip(chunk, simulate(chunk), strict=True):
             if outcomes is not None:
-                known[_key(row)] = outcomes
+                known[keys[row.id]] = outcomes
         log.info("%s: simulated %d of %d rows without outcomes", file, start + len(chunk), len(to_do))
         _write(store, known)
-    failed = sum(_key(row) not in known for row in lacking)
+    failed = sum(key not in known for key in keys.values())
     if failed:
         log.warning("%s: %d of %d rows could not be simulated; they have no traffic reward", file, failed, len(lacking))
-    return [dataclasses.replace(row, outcomes=known.get(_key(row))) if row.outcomes is None else row for row in rows]
+    return [dataclasses.replace(row, outcomes=known.get(keys[row.id])) if row.id in keys else row for row in rows]
 
 
-def _key(row: GRPODataEntry) -> str:
-    return hashlib.sha256(json.dumps(row_to_json(row), sort_keys=True).encode()).hexdigest()
+def _state(path: Path) -> str:
+    try:
+        return digest([path])
+    except OSError:  # the simulation says what is missing
+        return ""
+
+
+def _key(row: GRPODataEntry, state: str) -> str:
+    return hashlib.sha256(f"{json.dumps(row_to_json(row), sort_keys=True)} {state}".encode()).hexdigest()
 
 
 def _read(store: Path) -> dict[str, dict[Action, Outcome]]:
+    if not store.exists():
+        return {}
     try:
-        raw = json.loads(store.read_text(encoding="utf-8-sig"))
-        return {key: {action: Outcome(**value) for action, value in pair.items()} for key, pair in raw.items()}
-    except FileNotFoundError:
+        found = read_json(store, dict[str, dict[Action, Outcome]], remedy="its rows are simulated again")
+    except DataError as error:
+        log.warning("%s", error)
         return {}
-    except (OSError, ValueError, TypeError, AttributeError):
-        log.warning("%s: cannot be read; its rows are simulated again", store)
-        return {}
+    return {key: pair for key, pair in found.items() if set(pair) == set(ACTIONS)}
 
 
 def _write(store: Path, known: dict[str, dict[Action, Outcome]]) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Self
 
 from ..records import Action, GRPODataEntry, Outcome, mean_outcomes, read_json, time_text
+from ..simulator.network import scenario_files
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
 from ..system.errors import DataError, GrpoError
+from ..system.files import digest
 from ..system.forks import CHEAP_FORKS, BranchError, killed_if_hanging
 from ..system.workers import run_isolated
 from .counterfactual import Futures, RolloutSpec, simulate_actions
@@ -25,6 +27,8 @@ class RunRecord:
 
     seed: int
     settings: SignalSettings
+    scenario: str
+    """SHA-256 of the scenario's files."""
     lights: dict[str, list[str]]
     """Light -> states of the phases of the program that it ran."""
     decisions: dict[str, dict[str, Action]]
@@ -34,7 +38,8 @@ class RunRecord:
     def of(cls, simulation: TrafficSimulation) -> Self:
         """The record of a run up to this instant."""
         lights = {name: [phase.state for phase in plan.phases] for name, plan in simulation.plans.items()}
-        return cls(simulation.seed, simulation.settings, lights, simulation.decisions)
+        scenario = digest(scenario_files(simulation.sumocfg))
+        return cls(simulation.seed, simulation.settings, scenario, lights, simulation.decisions)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -48,7 +53,7 @@ def simulate_run(
     """Simulate both actions of rows that share one ``state_file``, by replaying their run once.
 
     ``folder`` is the dataset's folder, to which the rows' paths are relative. Raises :class:`DataError` where the
-    state is absent or belongs to another network.
+    state is absent, or the scenario is no longer what it was made from.
     """
     state_file = folder / str(rows[0].state_file)
     record = RunRecord.read(state_file)
@@ -56,9 +61,10 @@ def simulate_run(
     for index, row in enumerate(rows):
         waiting.setdefault(row.simulation_time, []).append(index)
     results: dict[int, Futures | BranchError] = {}
-    other = f"{state_file}: is a state of another network than {folder / rows[0].sumocfg}; run `grpo generate` again"
+    other = f"{state_file}: is a state of other files than {folder / rows[0].sumocfg} now; run `grpo generate` again"
     with TrafficSimulation(folder / rows[0].sumocfg, seed=record.seed, settings=record.settings) as simulation:
-        if record.lights != RunRecord.of(simulation).lights:
+        now = RunRecord.of(simulation)
+        if (record.scenario, record.lights) != (now.scenario, now.lights):
             raise DataError(other)
         while waiting:
             due = simulation.due()

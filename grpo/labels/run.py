@@ -29,8 +29,6 @@ from ..records import (
     advantage_of_extending,
     best_of,
     mean_outcomes,
-    parse_json,
-    read_json,
     row_to_json,
     rows_from_json,
     spread_of_advantage,
@@ -40,7 +38,7 @@ from ..simulator.monitor import first_of_each
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
 from ..system.errors import DataError, OutputError, ScenarioError, UnreliableError
-from ..system.files import write_json, write_text
+from ..system.files import checked_line, checked_lines, write_json, write_text
 from ..system.forks import BranchError
 from .counterfactual import Counterfactuals, Futures, RolloutSpec
 from .replay import RunRecord, simulate_run
@@ -66,12 +64,12 @@ class LabelRun:
     @property
     def result_path(self) -> Path:
         """The finished run."""
-        return self.output / self.name / f"part-{self.seed}.json"
+        return self.output / self.name / f"run-{self.seed}.finished"
 
     @property
     def journal(self) -> Path:
         """What a run has done so far."""
-        return self.result_path.with_suffix(".jsonl")
+        return self.result_path.with_suffix(".journal")
 
     @property
     def state_file(self) -> str:
@@ -99,9 +97,14 @@ class LabelledRun:
 
     @classmethod
     def read(cls, run: LabelRun) -> LabelledRun:
-        """Read a finished run; raises :class:`DataError` where its file is damaged."""
-        labelled = read_json(run.result_path, cls, remedy="delete it, and the run is made again")
+        """Read a finished run; raises :class:`DataError` where it or its state is damaged or gone."""
+        texts = [*checked_lines(run.result_path)]
+        if len(texts) != 1 or texts[0] is None:
+            raise DataError(f"{run.result_path}: is damaged")
+        labelled = TypeAdapter(cls).validate_json(texts[0])
         rows_from_json(labelled.rows, source=str(run.result_path))
+        if labelled.rows:
+            RunRecord.read(run.result_path.parent / run.state_file)
         return labelled
 
     def summary(self) -> LabelledRun:
@@ -115,11 +118,11 @@ class LabelledRun:
 
     def write(self, run: LabelRun) -> None:
         """Write the finished run; raises :class:`OutputError`."""
-        write_json(run.result_path, asdict(self))
+        write_text(run.result_path, checked_line(json.dumps(asdict(self))))
 
 
 def is_finished(run: LabelRun) -> bool:
-    """Whether the run is finished; one whose file is damaged is not, and is said to be made again."""
+    """Whether the run is finished; one whose files are damaged is not, and is said to be made again."""
     if not run.result_path.exists():
         return False
     try:
@@ -276,7 +279,7 @@ class _Line:
 
 
 class _Journal:
-    """Rows and decisions of a run, one line of JSON each, in the order in which they came about."""
+    """Rows and decisions of a run, one checked line of JSON each, in the order in which they came about."""
 
     def __init__(self, run: LabelRun, *, keep_failed: bool = False) -> None:
         """Read what an earlier process left. A failed row is forgotten, to be simulated again."""
@@ -296,25 +299,18 @@ class _Journal:
 
     def _lines(self) -> Iterator[_Line]:
         """The lines up to the first that is damaged: the last one of a killed process may be torn."""
-        if not self._path.exists():
-            return
         reader = TypeAdapter(_Line)
-        for text in self._path.read_bytes().split(b"\n")[:-1]:
-            try:
-                line = reader.validate_python(parse_json(text))
-                rows_from_json([] if line.data is None else [line.data], source=str(self._path))
-            except (ValueError, DataError):
+        for text in checked_lines(self._path):
+            if text is None:
                 return
-            if [line.run, line.time, line.data].count(None) != 2:
-                return
-            yield line
+            yield reader.validate_json(text)
 
     def begin(self, record: dict[str, Any]) -> None:
         """Begin the file anew with what the run is made of, the rows that are known and what led to them."""
         decisions = [{"time": time, "decisions": taken} for time, taken in self.decisions.items()]
         known = [{"row": index, "data": row, "cause": None} for index, row in sorted(self.rows.items())]
         lines = [{"run": record | {"decisions": {}}}, *decisions, *known]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self._path, "".join(checked_line(json.dumps(line)) for line in lines))
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def add_row(self, index: int, row: GRPODataEntry, label: Futures | BranchError) -> None:
@@ -340,7 +336,7 @@ class _Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(checked_line(json.dumps(line)))
         except OSError as error:
             raise OutputError(
                 f"{self._path}: cannot be written ({error.strerror}); free the disk and run the same command again"

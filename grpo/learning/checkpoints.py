@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..system.errors import ModelError, OutputError
-from ..system.files import MANIFEST, claim_output, disk_errors
+from ..system.files import disk_errors
 from ..system.ranks import process_layout, sharding, world_size
+from ..system.run_folder import MANIFEST, claim_output
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -86,7 +87,7 @@ def claim_training(
     reads: Sequence[str | Path],
     ignore: Sequence[str],
 ) -> Path | None:
-    """Claim ``config.output_dir``; returns the checkpoint to go on from, if any.
+    """Claim ``config.output_dir``, when all is loaded; returns the checkpoint to go on from, if any.
 
     ``inputs`` are digests of the files that decide the result (``inputs.py``), ``reads`` the paths that must not lie
     in the folder, ``ignore`` the settings that an interrupted run may change. Raises :class:`OutputError` and
@@ -99,8 +100,16 @@ def claim_training(
         raise OutputError(f"{folder}: is finished; to train on from its checkpoint {wanted} give another output_dir")
     if named:
         checkpoint_to_resume(wanted, folder, interrupted=False)  # refuse a bad path before anything is moved
-    settings = {**config.to_dict(), **process_layout(), "inputs": inputs}
-    interrupted = claim_output(folder, settings, if_finished=config.if_finished, ignore=ignore, reads=reads)
+    settings = {**config.to_dict(), **process_layout()}
+    interrupted = claim_output(
+        folder,
+        config.STAGE,
+        settings,
+        if_finished=config.if_finished,
+        inputs=inputs,
+        ignore=ignore,
+        reads=reads,
+    )
     if inside and not interrupted:
         raise OutputError(
             f"{wanted}: belongs to a run with other settings or inputs, now moved aside as {folder.name}.N; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..prompt_builder import PHASE_FIELDS, PromptFormat
-from ..system.files import MANIFEST
+from ..system.run_folder import MANIFEST
 from .folder import ADAPTER, SHIPPED, is_adapter
 
 EXAMPLE = "example.json"

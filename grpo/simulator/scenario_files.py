@@ -7,7 +7,8 @@ from pathlib import Path
 from xml.parsers import expat
 
 from ..system.errors import ScenarioError
-from ..system.files import MANIFEST, RUN
+from ..system.run_folder import MANIFEST, RUN
+from ..system.settings import can_be_written
 
 
 def find_scenarios(paths: Sequence[str | Path]) -> list[Path]:
@@ -28,6 +29,8 @@ def find_scenarios(paths: Sequence[str | Path]) -> list[Path]:
             if path.suffix != ".sumocfg" and (other := _why_no_configuration(path)):
                 raise ScenarioError(f"{path}: is not a SUMO configuration ({other}); give the path of a .sumocfg file")
         for file in sorted(files):
+            if not can_be_written(str(file)):
+                raise ScenarioError(f"{file}: its name is not UTF-8; rename it")
             found.setdefault(file.resolve(), file)
     return sorted(found.values())
 
@@ -65,7 +68,7 @@ def scenario_name(path: str | Path) -> str:
 
 def can_be_folder(name: str) -> bool:
     """Whether a folder of results can hold a scenario's folder of this name, beside its own files."""
-    return bool(name.strip(".")) and "/" not in name and "\0" not in name and name not in (RUN, MANIFEST)
+    return bool(name.strip(".")) and "/" not in name and can_be_written(name) and name not in (RUN, MANIFEST)
 
 
 def unique_names(paths: Iterable[Path]) -> dict[str, Path]:

@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from .errors import ConfigError
-from .settings import C, StageConfig, flag_of, preset, read_config
+from .settings import C, StageConfig, flag_of, preset, read_config, read_yaml
 
 EXIT_CODES = """exit codes: 0 done; 1 a fault of this program; 2 something to correct, nothing was written over;
             3 results that cannot be relied on; 130 interrupted (start it again to resume)"""
@@ -152,7 +152,7 @@ def _flag_value(value: str | list[str]) -> Any:
     """Mappings are read as YAML, ``1,2,3`` as numbers of a list; everything else is left to the field's own type."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            return yaml.safe_load(value)
+            return read_yaml(value)
         except yaml.YAMLError:
             return value
     if isinstance(value, list):

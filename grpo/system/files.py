@@ -1,46 +1,33 @@
-"""Output folders: written whole or not at all, and a killed run can be told apart from a finished one.
-
-A stage claims its folder with :func:`claim_output` (which writes ``run.json``: the settings), writes its
-results under temporary names, and finishes with :func:`write_manifest`. A folder with both files is finished; one
-with ``run.json`` alone was interrupted, or is being written by the run that holds its lock; one that holds other
-files and no ``run.json`` belongs to somebody else and is left as it is.
-"""
+"""Files are written whole or not at all: under a temporary name, then moved to their place."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
+from zlib import crc32
 
 from .errors import OutputError
 
-MANIFEST = "manifest.json"
-RUN = "run.json"
-_PACKAGES = ("scu-tsc", "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth", "gguf")
 _TEMPORARY = ".{name}.{unique}.scu-tsc"
 """Names of files that are being written: no other program's, and hidden."""
 _IS_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.scu-tsc")
-_LOCKS: dict[str, int] = {}
-"""Descriptor of each folder that this process has claimed, by its real path."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically; raises :class:`OutputError` and leaves the earlier file as it was.
 
-    The temporary name is this call's own: on a cluster a node that was given up may still write the same file.
+    Its folder must be there. The temporary name is this call's own: on a cluster a node that was given up may still
+    write the same file.
     """
     _write(path, [text])
 
@@ -48,8 +35,6 @@ def write_text(path: Path, text: str) -> None:
 def _write(path: Path, texts: Iterable[str]) -> None:
     temporary = temporary_name(path)
     try:
-        _check_claims(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(texts)
             file.flush()
@@ -58,12 +43,27 @@ def _write(path: Path, texts: Iterable[str]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
 
 
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` for what is to be moved there; the next run removes what a killed one has left."""
     return path.with_name(_TEMPORARY.format(name=path.name, unique=uuid4().hex))
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left."""
+    for path in [path for path in folder.rglob(".*.scu-tsc") if is_temporary(path)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder has a name that :func:`temporary_name` gives."""
+    return bool(_IS_TEMPORARY.fullmatch(path.name))
 
 
 @contextlib.contextmanager
@@ -94,8 +94,35 @@ def digest(files: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What to raise where ``path`` cannot be written."""
+    if error.errno == errno.ENOENT:
+        return OutputError(f"{path}: its folder is not there; was it moved or deleted? Start again")
     return OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder")
+
+
+def make_folder(folder: Path, inside: str) -> Path:
+    """Make ``folder / inside``, but never ``folder`` itself: what was deleted while it was written is not made anew."""
+    try:
+        for part in Path(inside).parts:
+            folder /= part
+            folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    return folder
+
+
+def checked_line(text: str) -> str:
+    """A line of a log or journal: a checksum, and text without line ends."""
+    return f"{crc32(text.encode()):08x} {text}\n"
+
+
+def checked_lines(path: Path) -> Iterator[bytes | None]:
+    """The texts of such lines; ``None`` for one that is torn or damaged. Nothing where there is no file."""
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        checksum, _, text = line.partition(b" ")
+        if line:
+            yield text if checksum == b"%08x" % crc32(text) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -115,200 +142,6 @@ def write_json_list(path: Path, groups: Iterable[Sequence[Any]]) -> None:
         yield "[]\n" if before == "[\n" else "\n]\n"
 
     _write(path, texts())
-
-
-def claim_output(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    *,
-    if_finished: Literal["stop", "move_aside"],
-    ignore: Iterable[str] = (),
-    reads: Iterable[str | Path] = (),
-) -> bool:
-    """Make ``folder`` ready for a run with ``settings``; return True where an interrupted run may be resumed.
-
-    An interrupted run is resumed if its settings equal these in all but the keys of ``ignore``. One with other
-    settings is renamed to ``NAME.1``, ``NAME.2``, ..., which is said on stderr; so is a finished run with
-    ``if_finished`` = ``move_aside``. Raises :class:`OutputError` for a finished run with ``stop``, for a folder that
-    another process has claimed, for one that holds files but no run, and for one that holds one of the paths that
-    the run ``reads``. The claim ends with :func:`write_manifest`, or with this process however it dies.
-    """
-    folder = Path(folder)
-    inside = [path for path in map(Path, reads) if path.exists() and path.resolve().is_relative_to(folder.resolve())]
-    if inside:
-        raise OutputError(f"{folder}: holds {inside[0]}, which is read; choose another folder to write to")
-    made = _lock(folder)
-    try:
-        _check_ours(folder)
-        _remove_temporary_files(folder)
-        return _claim(folder, settings, if_finished, {*ignore, "if_finished"})
-    except OutputError:
-        _unlock(folder)
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def check_output(folder: str | Path, *, if_finished: str) -> None:
-    """Raise :class:`OutputError` where :func:`claim_output` would, for what ``folder`` holds; nothing is touched.
-
-    For stages that load for long before they claim.
-    """
-    if Path(folder).is_dir():
-        _check_ours(Path(folder))
-        _check_unfinished(Path(folder), if_finished)
-
-
-def _check_unfinished(folder: Path, if_finished: str) -> None:
-    if if_finished == "stop" and (folder / MANIFEST).exists():
-        raise OutputError(
-            f"{folder}: holds the result of a finished run; choose another folder, or keep it as {folder.name}.N "
-            "with --if-finished move_aside"
-        )
-
-
-def _check_ours(folder: Path) -> None:
-    """Raise :class:`OutputError` where ``folder`` holds files and no run of this program; hidden files do not count."""
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others and not (folder / RUN).is_file():
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise OutputError(f"{folder}: holds other files ({shown}) and no {RUN}; choose a folder of its own")
-
-
-def _claim(folder: Path, settings: Mapping[str, Any], if_finished: str, ignore: set[str]) -> bool:
-    _check_unfinished(folder, if_finished)
-    if (folder / MANIFEST).exists():
-        _move_aside(folder)
-    resumable = False
-    if (folder / RUN).exists():
-        try:
-            before = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            before = None
-        plain = json.loads(json.dumps(dict(settings)))
-        before = before if isinstance(before, dict) else {}
-        differing = [key for key in {**before, **plain} if key not in ignore and before.get(key) != plain.get(key)]
-        resumable = not differing
-        if differing:
-            aside = _move_aside(folder)
-            print(
-                f"note: {folder}: held an unfinished run with other {', '.join(differing[:4])}; it is kept as {aside}",
-                file=sys.stderr,
-            )
-    write_json(folder / RUN, dict(settings))
-    return resumable
-
-
-def _remove_temporary_files(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left."""
-    for path in [path for path in folder.rglob(".*.scu-tsc") if _IS_TEMPORARY.fullmatch(path.name)]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _move_aside(folder: Path) -> Path:
-    whole = folder.resolve()
-    if Path.cwd().is_relative_to(whole):
-        raise OutputError(f"{folder}: is the current folder, which cannot be moved aside; choose another folder")
-    number = 1
-    while (aside := whole.with_name(f"{whole.name}.{number}")).exists():
-        number += 1
-    try:
-        folder.rename(aside)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be renamed to {aside} ({error.strerror}); move it yourself") from None
-    _lock(folder)
-    return folder.with_name(aside.name) if folder.name == whole.name else aside
-
-
-def _lock(folder: Path) -> bool:
-    """Make ``folder`` if need be and keep every other process from claiming it, without leaving a file there.
-
-    Returns whether the folder was made here.
-
-    The lock is the kernel's, on the folder's own descriptor, so none outlives its process, killed or not. A program
-    that is started from here does not get the descriptor. A forked copy of this process does, and would prolong the
-    lock; such copies die with their parent (see ``workers.die_with_parent``). An earlier claim by this same process
-    is over: its run returned or raised.
-    """
-    _unlock(folder)
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Where the other run had just moved the folder aside, this locked the old one.
-        taken = not os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    except (BlockingIOError, FileNotFoundError):
-        taken = True
-    except OSError as error:  # some network file systems have no locks; the work is worth more than the check
-        print(
-            f"warning: {folder}: cannot be locked ({error.strerror}); see that no second run writes here",
-            file=sys.stderr,
-        )
-        taken = False
-    if taken:
-        os.close(descriptor)
-        raise OutputError(f"{folder}: another run is writing here; wait for its end, or choose another folder")
-    _LOCKS[os.path.realpath(folder)] = descriptor
-    return made
-
-
-def _check_claims(path: Path) -> None:
-    """Raise :class:`OSError` where ``path`` lies in a folder that this process claimed and that is no longer there."""
-    real = os.path.realpath(path)
-    for folder, descriptor in _LOCKS.items():
-        if real.startswith(folder + os.sep) and not (
-            os.path.isdir(folder) and os.path.samestat(os.fstat(descriptor), os.stat(folder))
-        ):
-            raise FileNotFoundError(errno.ENOENT, "its folder was moved or deleted while it was written")
-
-
-def _unlock(folder: Path) -> None:
-    descriptor = _LOCKS.pop(os.path.realpath(folder), None)
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def write_manifest(folder: str | Path, stage: str, settings: Mapping[str, Any], **results: Any) -> None:
-    """Mark ``folder`` finished, ending the claim: settings, versions, git commit and the stage's own ``results``."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    manifest = {
-        "stage": stage,
-        "settings": dict(settings),
-        "versions": versions,
-        "git_commit": _git_commit(),
-        **results,
-    }
-    _remove_temporary_files(Path(folder))
-    write_json(Path(folder) / MANIFEST, manifest)
-    _unlock(Path(folder))
-
-
-def _git_commit() -> str | None:
-    """Commit of the project's own checkout; ``None`` for an installed package."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 @contextlib.contextmanager

@@ -8,15 +8,17 @@ import re
 import reprlib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_origin, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 """For pydantic: unknown keys and numbers that are not finite are refused, defaults are checked like everything else."""
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""What SUMO takes as a seed."""
 _MOST_PROBLEMS = 20
 _MOST_UNKNOWN = 3
 """Unknown keys up to which each gets a line; more mean a file for something else."""
@@ -101,25 +103,32 @@ def _plain_problems(
         if key not in hints:
             continue
         many = get_origin(hints[key]) is list
+        value = [value] if many and isinstance(value, str) else value
         if isinstance(value, bool) and hints[key] is not bool:
             problems.append(f"{source[key]}: {key}: got {str(value).lower()}, which is neither a number nor a text")
-        elif isinstance(value, str) and "\0" in value:
-            problems.append(f"{source[key]}: {key}: holds a NUL character")
+        elif not all(map(can_be_written, value if isinstance(value, list) else [value])):
+            problems.append(f"{source[key]}: {key}: holds a character that no file can have, or that is not UTF-8")
         else:
-            kept[key] = [value] if many and isinstance(value, str | int | float) else value
+            kept[key] = value
     return problems, kept
+
+
+def can_be_written(value: Any) -> bool:
+    """Whether a text can be written to a file, and be the name of one; true for all that is no text."""
+    try:
+        return not isinstance(value, str) or b"\0" not in value.encode()
+    except UnicodeEncodeError:  # half a character, or a byte of a command line that is not UTF-8
+        return False
 
 
 def _short(value: Any) -> str:
     """``repr``, cut short: a YAML file can hold values without end."""
-    try:
-        return reprlib.repr(value) if not isinstance(value, str) else repr(value[:200])
-    except ValueError:  # Python refuses to print integers of thousands of digits
-        return "a number of thousands of digits"
+    return repr(value[:200]) if isinstance(value, str) else reprlib.repr(value)[:200]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once."""
+    """Safe YAML in which a key may stand once. Numbers stay text, which the settings' types read as they read flags:
+    to YAML itself ``017`` is 15 and ``1:30`` is 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -130,14 +139,29 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(text: str) -> Any:
+    """What YAML says; raises :class:`yaml.YAMLError` for all that is none, or is nested without end."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, AttributeError, TypeError, RecursionError):  # a date such as 2026-13-01, ...
+        raise yaml.YAMLError from None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        values = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{path}: config cannot be read ({error.strerror}); give the path of a YAML file"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: config is not UTF-8 text; give the path of a YAML file"]) from None
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # a date such as 2026-13-01, ...
+    except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
         reason = getattr(error, "problem", None) or "not YAML"

@@ -44,7 +44,7 @@ def workers(pid: int) -> list[int]:
 def branches(pid: int) -> list[int]:
     """Forked copies of the workers of a run, beside a journal that is open."""
     copies = [copy for worker in workers(pid) for copy in children(worker)]
-    return [copy for copy in copies if any(name.endswith(".jsonl") for name in _open_files(copy))]
+    return [copy for copy in copies if any(name.endswith(".journal") for name in _open_files(copy))]
 
 
 def holders(parents: Iterable[int], path: Path) -> list[int]:
