@@ -336,7 +336,14 @@ def test_a_finished_run_whose_file_is_damaged_is_made_again(small, scenarios, tm
     state = tmp_path / "data" / "cross" / "states" / "seed-1.json"
     whole = {path: path.read_bytes() for path in (finished, state)}
     text = whole[finished]
-    damaged = [text[:-200], b"", text.replace(b'"advantage": ', b'"advantage": 1', 1), text + b"\xff", text + text]
+    damaged = [
+        text[:-200],
+        b"",
+        text.replace(b'"advantage": ', b'"advantage": 1', 1),
+        text + b"\xff",
+        text + text,
+        checked_line('{"rows": 5}').encode(),
+    ]
     for path, content in [*((finished, content) for content in damaged), (state, b"{}"), (state, None)]:
         path.unlink() if content is None else path.write_bytes(content)
         label_only(small)
@@ -351,7 +358,14 @@ def test_a_journal_counts_up_to_its_first_damaged_line(small, tmp_path):
     label_only(small)
     rows = [{"row": n, "data": row, "cause": None} for n, row in enumerate(LabelledRun.read(run).rows)]
     good = [checked_line(json.dumps(line)) for line in ({"time": "5", "decisions": {"C": "yes"}}, *rows)]
-    for damaged in ("", "{}", good[3][:-9], good[3].replace('"advantage": ', '"advantage": 1'), good[3][:-1] + good[3]):
+    for damaged in (
+        "",
+        "{}",
+        good[3][:-9],
+        good[3].replace('"advantage": ', '"advantage": 1'),
+        good[3][:-1] + good[3],
+        checked_line('{"row": "x"}'),
+    ):
         run.journal.write_text("".join([*good[:3], f"{damaged.strip() or 'x'}\n", *good[3:]]))
         journal = _Journal(run)
         assert (list(journal.rows), list(journal.decisions)) == ([0, 1], ["5"]), damaged[:50]

@@ -98,10 +98,11 @@ class LabelledRun:
     @classmethod
     def read(cls, run: LabelRun) -> LabelledRun:
         """Read a finished run; raises :class:`DataError` where it or its state is damaged or gone."""
-        texts = [*checked_lines(run.result_path)]
-        if len(texts) != 1 or texts[0] is None:
-            raise DataError(f"{run.result_path}: is damaged")
-        labelled = TypeAdapter(cls).validate_json(texts[0])
+        try:
+            (text,) = checked_lines(run.result_path)
+            labelled = TypeAdapter(cls).validate_json(text or b"")
+        except ValueError:
+            raise DataError(f"{run.result_path}: is damaged") from None
         rows_from_json(labelled.rows, source=str(run.result_path))
         if labelled.rows:
             RunRecord.read(run.result_path.parent / run.state_file)
@@ -301,9 +302,11 @@ class _Journal:
         """The lines up to the first that is damaged: the last one of a killed process may be torn."""
         reader = TypeAdapter(_Line)
         for text in checked_lines(self._path):
-            if text is None:
+            try:
+                line = reader.validate_json(text or b"")
+            except ValueError:
                 return
-            yield reader.validate_json(text)
+            yield line
 
     def begin(self, record: dict[str, Any]) -> None:
         """Begin the file anew with what the run is made of, the rows that are known and what led to them."""

@@ -80,8 +80,6 @@ class SignalPlan:
     inserted_yellows: int
     stand_ins: int
     """Greens of which the program does not name both limits, so that the settings stand in."""
-    walk_greens: int
-    """Greens during which people on foot walk, or clear: they are no shorter than the program has them."""
 
 
 # ---------------------------------------------------------------------- the controlled cycle
@@ -124,10 +122,7 @@ def plan_signal(junction_id: str, light: LightProgram, settings: SignalSettings,
             )
         )
     stand_ins = sum(None in _named_limits(own[k], adaptive) for k in green_at)
-    inserted = origin.count(None)
-    return SignalPlan(
-        junction_id, tuple(phases), tuple(greens), inserted, stand_ins, len(kept_least.intersection(green_at))
-    )
+    return SignalPlan(junction_id, tuple(phases), tuple(greens), origin.count(None), stand_ins)
 
 
 def _whole_steps(seconds: float, step_s: float) -> float:
