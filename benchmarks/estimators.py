@@ -63,7 +63,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 def timed_trainer(config: GRPOTrainingConfig, **arguments: Any) -> tuple[Any, Clock]:
     """The trainer that ``grpo train`` builds, with other ``arguments`` and without checkpoints, and its clock."""
     from grpo.learning.reward import Rewards
-    from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
+    from grpo.learning.training_set import load_grpo_dataset, split_rows, usable_rows
     from grpo.models.loading import load_for_training
     from grpo.training import build_trainer, trainer_arguments
 

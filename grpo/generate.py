@@ -19,16 +19,8 @@ from typing import Any
 
 from .config import GRPOConfig
 from .inputs import check_unchanged, inputs_of
-from .labels.run import (
-    LabelledRun,
-    LabelRun,
-    check_failure_rate,
-    give_up_replay,
-    is_finished,
-    label_run,
-    replay_run,
-    salvage_run,
-)
+from .labels.run import check_failure_rate, give_up_replay, label_run, replay_run, salvage_run
+from .labels.run_files import LabelledRun, LabelRun, is_finished
 from .policies.language_model import light_policy
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.command_line import parse_config

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as config_class
 
 from .config import GRPOConfig, RunSettings
 from .generate import DATASET, FREE_ON_RESUME, print_result
-from .labels.run import state_file
+from .labels.run_files import state_file
 from .records import read_json, rows_from_json
 from .simulator.scenario_files import can_be_folder
 from .system.command_line import parse_config

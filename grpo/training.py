@@ -34,7 +34,7 @@ from grpo.learning.distributed import (
     main_process_first,
 )
 from grpo.learning.reward import Rewards, sampling_weights
-from grpo.learning.rows import load_grpo_dataset, split_rows, usable_rows
+from grpo.learning.training_set import load_grpo_dataset, split_rows, usable_rows
 from grpo.models.folder import prompt_format_of, resolve_model
 from grpo.models.loading import (
     check_training_stack,

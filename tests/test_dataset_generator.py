@@ -16,7 +16,7 @@ import grpo.generate as stage
 from grpo.config import GRPOConfig
 from grpo.generate import generate
 from grpo.labels.replay import simulate_rows
-from grpo.labels.run import LabelledRun, LabelRun, _Journal
+from grpo.labels.run_files import Journal, LabelledRun, LabelRun
 from grpo.merge import MergeConfig, merge
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
@@ -367,10 +367,10 @@ def test_a_journal_counts_up_to_its_first_damaged_line(small, tmp_path):
         checked_line('{"row": "x"}'),
     ):
         run.journal.write_text("".join([*good[:3], f"{damaged.strip() or 'x'}\n", *good[3:]]))
-        journal = _Journal(run)
+        journal = Journal(run)
         assert (list(journal.rows), list(journal.decisions)) == ([0, 1], ["5"]), damaged[:50]
     run.journal.write_text("".join(good) + good[1][:-20])  # torn: its end is missing
-    assert len(_Journal(run).rows) == len(rows)
+    assert len(Journal(run).rows) == len(rows)
 
 
 @pytest.mark.parametrize("name", ["..", "run.json", "manifest.json"])

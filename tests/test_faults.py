@@ -288,7 +288,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from grpo.config import GRPOConfig
-from grpo.labels.run import LabelRun, label_run
+from grpo.labels.run import label_run
+from grpo.labels.run_files import LabelRun
 
 sumocfg, output = map(Path, sys.argv[1:])
 config = GRPOConfig(output_dir=str(output), seeds=[1, 2], sample_fraction=0.3, horizon_seconds=20)

@@ -18,7 +18,7 @@ from helpers.tiny import overflowing, tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
-from grpo.learning.rows import load_grpo_dataset, split_rows
+from grpo.learning.training_set import load_grpo_dataset, split_rows
 from grpo.models.folder import prompt_format_of
 from grpo.models.loading import load_for_inference, load_for_training
 from grpo.policies.language_model import LanguageModelPolicy

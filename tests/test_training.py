@@ -24,7 +24,7 @@ from grpo.config import GRPOTrainingConfig, load_config
 from grpo.labels.outcome_cache import fill_outcomes
 from grpo.learning.checkpoints import newest_checkpoint
 from grpo.learning.reward import Rewards, tsc_reward
-from grpo.learning.rows import usable_rows
+from grpo.learning.training_set import usable_rows
 from grpo.models.folder import prompt_format_of, write_prompt_format
 from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, build_messages, system_prompt
 from grpo.records import ACTIONS, Action, GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
