@@ -32,6 +32,7 @@ from .labels.counterfactual import RolloutSpec
 from .models.folder import SHIPPED, is_local, resolve_model
 from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .records import EpisodeResult
+from .simulator.network import why_refused
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
 from .sumo_interface import ProgramKind
@@ -118,6 +119,9 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     for policy in policies:
         _check_policy(policy)
     scenarios = unique_names(find_scenarios(config.scenarios))
+    refused = why_refused(scenarios, SignalSettings.from_config(config))
+    if len(refused) == len(scenarios):
+        raise ScenarioError("\n".join(refused.values()))
     inputs = inputs_of(config)
     keys = [
         EpisodeKey(policy, name, seed)
@@ -138,6 +142,7 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         reads=[*scenarios.values(), *policies],
     )
     done = _read_kept(output / EPISODES_LOG) if resumed else {}
+    done |= {key: EpisodeResult(*key, error=refused[key.scenario]) for key in keys if key.scenario in refused}
     write_text(output / EPISODES_LOG, "".join(map(_line, done.values())))  # without the line at which a run was killed
     with temporary_folder(output):
         _run_missing(config, keys, scenarios, done, output / EPISODES_LOG)
@@ -266,8 +271,10 @@ def _check_policy(policy: str) -> None:
     """Raise :class:`GrpoError` where the policy is none that there is."""
     if policy in BASELINES:
         return
-    if policy not in SHIPPED and "/" not in policy and not Path(policy).exists():
-        near = difflib.get_close_matches(policy, (*BASELINES, *SHIPPED), n=1)
+    if policy.endswith((".sumocfg", ".xml")):
+        raise ConfigError([f"policy: '{policy}' is a scenario; name it before the flags: grpo evaluate {policy}"])
+    if policy not in SHIPPED and "/" not in policy and not Path(policy).is_dir():
+        near = difflib.get_close_matches(policy, (*BASELINES, *SHIPPED), n=1, cutoff=0.7)
         hint = f"did you mean '{near[0]}'?" if near else f"give {', '.join((*BASELINES, *SHIPPED))} or a model folder"
         raise ConfigError([f"policy: no policy '{policy}'; {hint}"])
     if not is_local(resolve_model(policy, made_by="grpo train")):
@@ -346,10 +353,15 @@ def exit_code(episodes: Iterable[EpisodeResult]) -> int:
 
 
 def print_failures(episodes: Sequence[EpisodeResult]) -> None:
-    """One line on stderr for each episode that failed."""
+    """Every cause of a failure on stderr, one line, with the episodes that it ended."""
     failed = [episode for episode in episodes if episode.error is not None]
+    causes: dict[tuple[str, str, str], list[int]] = {}
     for episode in failed:
-        where = f"{episode.policy} on {episode.scenario}, seed {episode.seed}"
-        print(f"failed: {where}: {episode.error}", file=sys.stderr)
+        causes.setdefault((episode.policy, episode.scenario, str(episode.error)), []).append(episode.seed)
+    for (policy, scenario, error), seeds in causes.items():
+        print(f"failed: {policy} on {scenario}, seed {', '.join(map(str, seeds))}: {error}", file=sys.stderr)
     if failed:
-        print(f"{len(failed)} of {len(episodes)} episodes failed; the same command tries them again", file=sys.stderr)
+        print(
+            f"{len(failed)} of {len(episodes)} episodes failed; correct the cause, and run the same command",
+            file=sys.stderr,
+        )

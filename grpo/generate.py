@@ -7,6 +7,7 @@ end the rows of a scenario are joined into ``<output_dir>/<scenario>/grpo_datase
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import shutil
@@ -21,11 +22,14 @@ from .config import GRPOConfig
 from .inputs import check_unchanged, inputs_of
 from .labels.run import check_failure_rate, give_up_replay, label_run, replay_run, salvage_run
 from .labels.run_files import LabelledRun, LabelRun, is_finished
+from .models.folder import SHIPPED
 from .policies.language_model import light_policy
+from .simulator.network import why_refused
 from .simulator.scenario_files import find_scenarios, unique_names
+from .simulator.signals import SignalSettings
 from .system.command_line import parse_config
 from .system.console import progress_bar
-from .system.errors import DataError, GrpoError, SimulatorCrash, UnreliableError, one_line
+from .system.errors import DataError, GrpoError, ScenarioError, SimulatorCrash, UnreliableError, one_line
 from .system.files import make_folder, write_json_list
 from .system.forks import CHEAP_FORKS
 from .system.run_folder import MANIFEST, claim_output, write_manifest
@@ -52,6 +56,8 @@ def generate(config: GRPOConfig) -> int:
     runs = every_run[shard - 1 :: shards]
     if not runs:
         raise DataError(f"shard {config.shard}: there are only {len(every_run)} runs (scenarios x seeds) to share out")
+    if refused := why_refused({run.name: run.sumocfg for run in runs}, SignalSettings.from_config(config)):
+        raise ScenarioError("\n".join(refused.values()))
     inputs = inputs_of(config)
     claim_output(
         output,
@@ -239,18 +245,18 @@ def _listed(causes: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return [{"row": row, "cause": cause} for of_run in causes for row, cause in of_run.items()]
 
 
-def print_result(rows: int, output_dir: str) -> None:
-    """Tell what was made and what comes next."""
+def print_result(output_dir: str) -> None:
+    """Tell what was made and what comes next: labels of the shipped model's driving are for it to learn from."""
+    made = json.loads((Path(output_dir) / MANIFEST).read_text(encoding="utf-8"))
+    drove = made.get("generated_with", made["settings"])["rollout_policy"]
+    stage = "train --config config/tune/train.yaml" if drove in SHIPPED else "sft-data"
     folder = shlex.quote(output_dir)
-    print(
-        f"{rows} rows in {output_dir}; next: grpo sft-data --dataset-path {folder}\n"
-        f"or let the shipped model learn from them: grpo train --config config/tune/train.yaml --dataset-path {folder}",
-        file=sys.stderr,
-    )
+    print(f"{made['rows']} rows in {output_dir}; next: grpo {stage} --dataset-path {folder}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(GRPOConfig, argv)
-    print_result(generate(config), config.output_dir)
+    generate(config)
+    print_result(config.output_dir)
     return 0

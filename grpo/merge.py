@@ -255,5 +255,6 @@ def _results(manifests: Sequence[ShardManifest], names: Sequence[str]) -> dict[s
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(MergeConfig, argv)
-    print_result(merge(config), config.output_dir)
+    merge(config)
+    print_result(config.output_dir)
     return 0

@@ -17,6 +17,7 @@ if not __package__:  # run as a script: the path must lead to the package, not i
 
 import logging
 import os
+import shlex
 import warnings
 from functools import partial
 from importlib.util import find_spec
@@ -292,6 +293,7 @@ def _save(
         best_held_out_reward=state.best_metric,
     )
     say(f"train: {_summary(state.log_history, best, state.global_step)}")
+    say(f"next: grpo evaluate YOUR.sumocfg --policy fixed_time actuated pretrained {shlex.quote(config.output_dir)}")
 
 
 def _summary(history: list[dict[str, Any]], best: int, steps: int) -> str:

@@ -208,8 +208,20 @@ def test_weights_given_as_a_flag_are_numbers() -> None:
 def test_lists_take_commas_and_yes_or_no_needs_no_word() -> None:
     config = parse_config(GRPOConfig, ["a.sumocfg", "--seeds", "1,2", "5", "--no-save-states"])
     assert (config.scenarios, config.seeds, config.save_states) == (["a.sumocfg"], [1, 2, 5], False)
+    assert parse_config(EvaluationConfig, ["--policy", "sotl,random"]).policy == ["sotl", "random"]
     for words in (["--use-vllm"], ["--use_vllm", "true"], ["--use-vllm=yes"]):
         assert parse_config(GRPOTrainingConfig, words).use_vllm is True
+
+
+def test_a_file_with_a_comma_in_its_name_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a,b.sumocfg").touch()
+    path = str(tmp_path / "a,b.sumocfg")
+    assert parse_config(GRPOConfig, [path, "--scenarios", path]).scenarios == [path, path]
+
+
+def test_python_finds_the_shipped_configs_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("config/tune/train.yaml") == load_config(PROJECT / "config/tune/train.yaml")
 
 
 def test_one_value_in_yaml_is_a_list_of_one(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_broken_scenario_costs_only_its_own_episodes(scenarios: Path, tmp_path
     assert "SUMO does not start" in errors["broken", "fixed_time"]
     said = capsys.readouterr().err
     assert "failed: max_pressure on broken, seed 1" in said
-    assert "2 of 4 episodes failed; the same command tries them again" in said
+    assert "2 of 4 episodes failed; correct the cause, and run the same command" in said
     assert not (tmp_path / "out" / "manifest.json").exists()
     failed = [e for e in read(tmp_path / "out")["summary"] if e["scenario"] == "broken"]
     assert all(e["failed"] == 1 and e["avg_delay_s"]["mean"] is None for e in failed)
@@ -153,14 +153,30 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, ca
     assert line.startswith("error: cross: ") and f"{sumocfg}: cannot be read (Permission denied)" in line
 
 
-def test_where_every_episode_fails_sumos_message_is_shown(tmp_path: Path, capsys) -> None:
-    broken = make_cross(tmp_path / "broken", duration=60)
-    (tmp_path / "broken" / "cross.net.xml").write_text("no network")
-    assert evaluate(broken, tmp_path / "out", "--policy", "fixed_time", "--seeds", 1) == 2
-    said = capsys.readouterr().err
-    assert "every episode failed" in said
-    assert "SUMO does not start" in said
-    assert not (tmp_path / "out" / "manifest.json").exists()
+def test_scenarios_that_check_refuses_are_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
+    broken = make_cross(tmp_path / "s/broken", duration=60, name="broken")
+    broken.with_name("broken.net.xml").write_text("no network")
+    make_cross(tmp_path / "s/dark", duration=60, name="dark", lights=False)
+    unrouted = make_cross(tmp_path / "s/unrouted", duration=60, name="unrouted")
+    unrouted.with_name("unrouted.rou.xml").unlink()
+    assert evaluate(tmp_path / "s", tmp_path / "out", "--policy", "fixed_time", "--seeds", 1, 2) == 2
+    said = capsys.readouterr().err.splitlines()
+    for line, words in zip(
+        said, ("broken.sumocfg: SUMO does not start", "has no traffic lights", "unrouted.rou.xml"), strict=True
+    ):
+        assert line.startswith(f"error: {tmp_path}/s/") and words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_several_scenarios_the_good_ones_are_driven(tmp_path: Path, capsys) -> None:
+    make_cross(tmp_path / "s/good", duration=60, name="good")
+    make_cross(tmp_path / "s/dark", duration=60, name="dark", lights=False)
+    assert evaluate(tmp_path / "s", tmp_path / "out", "--policy", "fixed_time", "random", "--seeds", 1, 2) == 3
+    lines = capsys.readouterr().err.splitlines()
+    failed = [line for line in lines if line.startswith("failed:")]
+    assert [line.split(": ")[1] for line in failed] == [f"{p} on dark, seed 1, 2" for p in ("fixed_time", "random")]
+    assert sum(line.startswith("episodes:") for line in lines) == 4, "nothing is driven on the other one"
+    assert "4 of 8 episodes failed" in lines[-2]
 
 
 def test_a_language_model_drives_and_is_named_by_its_path(scenarios: Path, answering_model: Path, tmp_path) -> None:
@@ -204,13 +220,14 @@ def test_what_a_rule_decided_is_not_counted_as_the_models(scenarios: Path, monke
     ("flags", "said"),
     [
         (["--policy", "max_presure"], "policy: no policy 'max_presure'; did you mean 'max_pressure'?"),
+        (["--policy", "fixed_time", "my.sumocfg"], "'my.sumocfg' is a scenario; name it before the flags"),
         (["--policy", "model/absent"], "model/absent: no such model folder; make it with `grpo train`"),
         (["--policy", "."], "holds neither config.json"),
         (["--scenarios", "absent.sumocfg"], "absent.sumocfg: no such scenario"),
         (["--max-green", "6"], "max_green: 6 leaves no room"),
         (["--seeds", "one"], "seeds"),
     ],
-    ids=["policy", "model", "no model", "scenario", "range", "type"],
+    ids=["policy", "scenario as policy", "model", "no model", "scenario", "range", "type"],
 )
 def test_bad_input_is_one_line_and_writes_nothing(flags, said, scenarios, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)

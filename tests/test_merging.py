@@ -128,6 +128,13 @@ def test_manifest_is_that_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFix
     assert made["seeds"] == [3, 1, 2] and "shard" not in made and "output_dir" not in made
 
 
+def test_labels_of_the_shipped_models_driving_are_for_it_to_learn_from(tmp_path: Path, capsys) -> None:
+    shards = [write_run(tmp_path / f"shard{number}", f"{number}/2", rollout_policy="pretrained") for number in (1, 2)]
+    assert guarded(main, ["merge", "--output-dir", str(tmp_path / "m"), "--shards", *map(str, shards)]) == 0
+    said = capsys.readouterr().err
+    assert said.endswith(f"next: grpo train --config config/tune/train.yaml --dataset-path {tmp_path / 'm'}\n")
+
+
 def test_settings_that_do_not_show_in_the_rows_may_differ(tmp_path: Path) -> None:
     write_run(tmp_path / "one", "1/2", max_workers=1)
     write_run(tmp_path / "two", "2/2", max_workers=8, executor="ray", ray_address="host:1", if_finished="move_aside")

@@ -282,7 +282,7 @@ def test_a_file_that_leaves_no_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "no such scenario; make scenarios with `grpo scenarios`"),
+        (lambda path: None, "no such scenario; give a .sumocfg file, or make some with `grpo scenarios`"),
         (lambda path: path.mkdir(), "holds no .sumocfg; make scenarios with `grpo scenarios`"),
     ],
     ids=["missing", "empty folder"],
@@ -293,6 +293,12 @@ def test_find_scenarios_says_what_is_wrong(tmp_path: Path, make: object, message
     with pytest.raises(ScenarioError) as caught:
         find_scenarios([path])
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_a_model_is_no_scenario(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ScenarioError, match="is a model and no scenario; name it with --policy or --model-path"):
+        find_scenarios([tmp_path])
 
 
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ _COLUMNS: tuple[tuple[str, str, int, int], ...] = (
     ("avg_queue_veh", "queue\n(veh)", 1, -1),
     ("throughput_veh", "arrived\n(veh)", 0, +1),
     ("stops", "stops", 0, -1),
-    ("emergency_brakings", "hard\nbrakings", 1, -1),
+    ("emergency_brakings", "emergency\nbrakings", 1, -1),
     ("decision_ms_p50", "p50\n(ms/batch)", 2, 0),
     ("decision_ms_p99", "p99\n(ms/batch)", 2, 0),
 )

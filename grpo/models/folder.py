@@ -54,8 +54,10 @@ def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
     path = Path(model_path).expanduser()
     if path.is_dir():
         if not any((path / name).is_file() for name in CONFIGS):
-            hint = f"finish `{made_by}`" if made_by else "give the folder of a saved model"
-            raise ModelError(f"{path}: holds neither config.json nor adapter_config.json; {hint}")
+            hint = f", or finish `{made_by}`" if made_by else ""
+            raise ModelError(
+                f"{path}: holds neither config.json nor adapter_config.json; give the folder of a saved model{hint}"
+            )
         _check_files(path)
         return str(path)
     if path.exists():

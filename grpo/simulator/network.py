@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import dropwhile, takewhile
@@ -67,6 +67,19 @@ def read_network(sumocfg: Path, settings: SignalSettings) -> Network:
     (docs/log: restore-an-instant).
     """
     return _read_once(sumocfg.absolute(), sumocfg, settings)
+
+
+def why_refused(scenarios: Mapping[str, Path], settings: SignalSettings) -> dict[str, str]:
+    """Of named scenarios those that cannot be controlled, each with the reason, one line."""
+    refused = {}
+    for name, sumocfg in scenarios.items():
+        try:
+            network = read_network(sumocfg, settings)
+            if not network.plans:
+                refused[name] = f"{sumocfg}: {network.why_nothing()}"
+        except ScenarioError as error:
+            refused[name] = str(error)
+    return refused
 
 
 def scenario_files(sumocfg: Path) -> list[Path]:

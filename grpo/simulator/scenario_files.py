@@ -20,10 +20,12 @@ def find_scenarios(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             files = [file for file in path.rglob("*.sumocfg") if file.is_file()]
+            if not files and (path / "config.json").exists():
+                raise ScenarioError(f"{path}: is a model and no scenario; name it with --policy or --model-path")
             if not files:
                 raise ScenarioError(f"{path}: holds no .sumocfg; make scenarios with `grpo scenarios`")
         elif not path.exists():
-            raise ScenarioError(f"{path}: no such scenario; make scenarios with `grpo scenarios`, or mend the path")
+            raise ScenarioError(f"{path}: no such scenario; give a .sumocfg file, or make some with `grpo scenarios`")
         else:
             files = [path]
             if path.suffix != ".sumocfg" and (other := _why_no_configuration(path)):

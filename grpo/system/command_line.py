@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Sequence
 from inspect import get_annotations
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -149,13 +149,12 @@ def _normal(argv: Sequence[str], booleans: set[str]) -> list[str]:
 
 
 def _flag_value(value: str | list[str]) -> Any:
-    """Mappings are read as YAML, ``1,2,3`` as numbers of a list; everything else is left to the field's own type."""
+    """Mappings are read as YAML, ``a,b`` as members of a list; everything else is left to the field's own type."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return read_yaml(value)
         except yaml.YAMLError:
             return value
     if isinstance(value, list):
-        numbers = [word.split(",") if re.fullmatch(r"-?\d+(,-?\d+)+", word) else [word] for word in value]
-        return [number for several in numbers for number in several]
+        return [one for word in value for one in ([word] if Path(word).exists() else word.split(","))]
     return value

@@ -43,7 +43,7 @@ def _write(path: Path, texts: Iterable[str]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise unwritable(path, error) from None
+        raise unwritable(path, error, claimed=True) from None
 
 
 def temporary_name(path: Path) -> Path:
@@ -94,9 +94,9 @@ def digest(files: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
-def unwritable(path: Path, error: OSError) -> OutputError:
-    """What to raise where ``path`` cannot be written."""
-    if error.errno == errno.ENOENT:
+def unwritable(path: Path, error: OSError, *, claimed: bool = False) -> OutputError:
+    """What to raise where ``path``, in a folder that was ``claimed``, cannot be written."""
+    if claimed and error.errno == errno.ENOENT:
         return OutputError(f"{path}: its folder is not there; was it moved or deleted? Start again")
     return OutputError(f"{path}: cannot be written ({error.strerror}); free the disk or choose another folder")
 
@@ -108,7 +108,7 @@ def make_folder(folder: Path, inside: str) -> Path:
             folder /= part
             folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise unwritable(folder, error, claimed=True) from None
     return folder
 
 

@@ -54,6 +54,8 @@ def claim_output(
     """
     folder = Path(folder)
     whole = folder.resolve()
+    if whole.exists() and not whole.is_dir():
+        raise OutputError(f"{folder}: cannot be written (it is a file); choose another folder")
     inside = [path for path in map(Path, reads) if path.exists() and path.resolve().is_relative_to(whole)]
     if inside:
         raise OutputError(f"{folder}: holds {inside[0]}, which is read; choose another folder to write to")
