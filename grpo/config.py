@@ -238,7 +238,7 @@ class GRPOConfig(SignalConfig, CostSettings, WorkerSettings, RunSettings):
         default=0, ge=0, description="rows that may come out differently the second time; more end the run (exit 3)"
     )
     branch_timeout_seconds: float = Field(
-        default=120.0, gt=0, description="a branch that takes longer is killed and tried once more in another process"
+        default=120.0, gt=0, le=86_400, description="a slower branch is killed and tried once more in another process"
     )
     max_failure_rate: float = Field(
         default=0.05, ge=0, le=1, description="share of branches that may fail; above it the run ends (exit 3)"

@@ -32,14 +32,23 @@ from .labels.counterfactual import RolloutSpec
 from .models.folder import SHIPPED, is_local, resolve_model
 from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
 from .records import EpisodeResult
-from .simulator.network import why_refused
+from .simulator.network import scenario_digest, scenario_files, why_refused
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
 from .sumo_interface import ProgramKind
 from .system.command_line import parse_config
 from .system.console import progress_bar, terminal_width
-from .system.errors import ConfigError, GrpoError, ModelError, OutputError, ScenarioError, SimulatorCrash, one_line
-from .system.files import checked_line, checked_lines, temporary_folder, write_json, write_text
+from .system.errors import (
+    ConfigError,
+    GrpoError,
+    ModelError,
+    OutputError,
+    ScenarioError,
+    SimulatorCrash,
+    UnreliableError,
+    one_line,
+)
+from .system.files import check_held, checked_line, checked_lines, temporary_folder, write_json, write_text
 from .system.run_folder import claim_output, write_manifest
 from .system.settings import STRICT, Seed, refuse
 from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice
@@ -66,7 +75,7 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
         default="results/evaluation", min_length=1, description="folder for evaluation.json, the table, the chart"
     )
     time_to_teleport: int = Field(
-        default=-1, ge=-1, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
+        default=-1, ge=-1, le=10**6, description="seconds until SUMO teleports a stuck vehicle; -1 is never"
     )
     episode_timeout_seconds: float = Field(
         default=900.0, gt=0, description="an episode that takes longer is recorded as failed"
@@ -139,13 +148,13 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         if_finished=config.if_finished,
         inputs=inputs,
         ignore=("max_workers", "episode_timeout_seconds"),
-        reads=[*scenarios.values(), *policies],
+        reads=[*policies, *(file for path in scenarios.values() for file in scenario_files(path))],
     )
     done = _read_kept(output / EPISODES_LOG) if resumed else {}
     done |= {key: EpisodeResult(*key, error=refused[key.scenario]) for key in keys if key.scenario in refused}
     write_text(output / EPISODES_LOG, "".join(map(_line, done.values())))  # without the line at which a run was killed
     with temporary_folder(output):
-        _run_missing(config, keys, scenarios, done, output / EPISODES_LOG)
+        _run_missing(config, keys, scenarios, inputs["scenarios"], done, output / EPISODES_LOG)
     check_unchanged(config, inputs)
 
     episodes = [done[key] for key in keys]
@@ -168,6 +177,7 @@ def _run_missing(
     config: EvaluationConfig,
     keys: Sequence[EpisodeKey],
     scenarios: dict[str, Path],
+    digests: dict[str, str],
     done: dict[EpisodeKey, EpisodeResult],
     kept: Path,
 ) -> None:
@@ -177,10 +187,11 @@ def _run_missing(
     missing.sort(key=lambda key: (key.policy in BASELINES, list(dict.fromkeys(config.policy)).index(key.policy)))
     with (
         progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance,
-        closing(_play_all(config, missing, scenarios)) as episodes,
+        closing(_play_all(config, missing, scenarios, digests)) as episodes,
     ):
         for episode in episodes:
             done[_key(episode)] = episode
+            check_held(kept)
             _append(kept, episode)
             measures = episode.measures
             said = f"{measures.avg_delay_s:.1f} s/veh" if measures else f"failed: {episode.error}"
@@ -188,7 +199,7 @@ def _run_missing(
 
 
 def _play_all(
-    config: EvaluationConfig, keys: Sequence[EpisodeKey], scenarios: dict[str, Path]
+    config: EvaluationConfig, keys: Sequence[EpisodeKey], scenarios: dict[str, Path], digests: dict[str, str]
 ) -> Generator[EpisodeResult]:
     """Play episodes in worker processes, as they end; one whose process dies is tried once more in another."""
     start = partial(
@@ -198,7 +209,7 @@ def _play_all(
         timeout_s=config.episode_timeout_seconds + _LOADING_S,
         environment=_ENVIRONMENT,
     )
-    calls = [(config, key, scenarios[key.scenario]) for key in keys]
+    calls = [(config, key, scenarios[key.scenario], digests[key.scenario]) for key in keys]
     with closing(
         tried_twice(start, calls, again=lambda error: isinstance(error, WorkerDied | SimulatorCrash))
     ) as ended:
@@ -209,8 +220,8 @@ def _play_all(
 # ---------------------------------------------------------------------- in a worker process
 
 
-def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path) -> EpisodeResult:
-    """Run one episode; raises :class:`GrpoError` where it fails."""
+def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path, files: str) -> EpisodeResult:
+    """Run one episode; raises :class:`GrpoError` where it fails, also where the scenario's digest is not ``files``."""
     name, scenario, seed = key
     program = _PROGRAMS.get(name, "controlled")
     settings = SignalSettings.from_config(config)
@@ -227,6 +238,8 @@ def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path) -> EpisodeRe
         policy,
         timeout_s=config.episode_timeout_seconds,
     )
+    if scenario_digest(sumocfg) != files:
+        raise UnreliableError(f"{sumocfg}: was changed while it was driven")
     if fell_back := (policy.fallbacks if policy else 0) - fallbacks:
         # A rule kept the lights going; its driving must not be counted as the model's.
         raise ModelError(f"the model gave no decision at {fell_back} of {drive.decisions} decision points")

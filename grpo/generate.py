@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .labels.run import check_failure_rate, give_up_replay, label_run, replay_ru
 from .labels.run_files import LabelledRun, LabelRun, is_finished
 from .models.folder import SHIPPED
 from .policies.language_model import light_policy
-from .simulator.network import why_refused
+from .simulator.network import scenario_files, why_refused
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
 from .system.command_line import parse_config
@@ -49,8 +48,11 @@ def generate(config: GRPOConfig) -> int:
         light_policy(name, seed=0)
     names = unique_names(find_scenarios(config.scenarios))
     output = Path(config.output_dir)
+    inputs = inputs_of(config)
     every_run = [
-        LabelRun(name, path, seed, output) for name, path in names.items() for seed in dict.fromkeys(config.seeds)
+        LabelRun(name, path, seed, output, inputs["scenarios"][name])
+        for name, path in names.items()
+        for seed in dict.fromkeys(config.seeds)
     ]
     shard, shards = map(int, config.shard.split("/"))
     runs = every_run[shard - 1 :: shards]
@@ -58,7 +60,6 @@ def generate(config: GRPOConfig) -> int:
         raise DataError(f"shard {config.shard}: there are only {len(every_run)} runs (scenarios x seeds) to share out")
     if refused := why_refused({run.name: run.sumocfg for run in runs}, SignalSettings.from_config(config)):
         raise ScenarioError("\n".join(refused.values()))
-    inputs = inputs_of(config)
     claim_output(
         output,
         config.STAGE,
@@ -66,7 +67,7 @@ def generate(config: GRPOConfig) -> int:
         if_finished=config.if_finished,
         inputs=inputs,
         ignore=FREE_ON_RESUME,
-        reads=[*config.scenarios, *policies],
+        reads=[*policies, *(file for path in names.values() for file in scenario_files(path))],
     )
     for name in {run.name for run in runs}:
         make_folder(output, f"{name}/states")
@@ -201,6 +202,8 @@ def _join(
     total = sum(count["rows"] for count in counts.values())
     cut_short = {run: labelled for run, labelled in finished.items() if labelled.ended_early}
     if total == 0 and len(cut_short) == len(runs):
+        for run in runs:  # whatever the cause was, it may be gone the next time
+            run.result_path.unlink()
         raise DataError(f"every run failed; the first: {next(iter(cut_short.values())).ended_early}")
     if total == 0 and len(runs) == len(every_run):
         raise DataError(f"{output}: no decision point was sampled; raise sample_fraction or the scenarios' duration")
@@ -231,12 +234,13 @@ def _join(
             print(f"warning: {count} {what}; {output / MANIFEST} tells where", file=sys.stderr)
     leave_out = ("*/run-*.finished", "*/run-*.journal", *(() if config.save_states else ("*/states/*",)))
     write_manifest(output, config.STAGE, config.to_dict(), leave_out=leave_out, **results)
-    if not config.save_states:
-        for name in counts:
-            shutil.rmtree(output / name / "states", ignore_errors=True)
     for run in runs:
-        for path in (run.result_path, run.journal):  # a kill between a finished run and the end of its journal: both
+        state = run.result_path.parent / run.state_file
+        # A kill between a finished run and the end of its journal leaves both.
+        for path in (run.result_path, run.journal, *(() if config.save_states else (state,))):
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds the states of other seeds, or what is not ours
+            state.parent.rmdir()
     return total
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from .models.folder import model_files, resolve_model
 from .policies.rules import BASELINES
 from .records import dataset_files
-from .simulator.network import scenario_files
+from .simulator.network import scenario_digest
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.errors import DataError, UnreliableError
 from .system.files import digest
@@ -28,9 +28,11 @@ def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
     inputs: dict[str, dict[str, str]] = {}
     if "scenarios" in values:
         scenarios = unique_names(find_scenarios(values["scenarios"]))
-        inputs["scenarios"] = {name: _digest(name, scenario_files(path)) for name, path in scenarios.items()}
+        inputs["scenarios"] = {name: scenario_digest(path) for name, path in scenarios.items()}
     if path := values.get("dataset_path"):
-        inputs["dataset_path"] = {path: _digest(path, dataset_files(path))}
+        files = dataset_files(path)
+        states = [state for file in files for state in file.parent.glob("states/*.json")]  # of rows without outcomes
+        inputs["dataset_path"] = {path: _digest(path, [*files, *states])}
     for key in MODELS:
         named = values.get(key, [])
         models = [name for name in ([named] if isinstance(named, str) else named) if name not in BASELINES]

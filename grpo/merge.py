@@ -25,7 +25,7 @@ from .records import read_json, rows_from_json
 from .simulator.scenario_files import can_be_folder
 from .system.command_line import parse_config
 from .system.errors import ConfigError, DataError
-from .system.files import make_folder, write_json, write_text
+from .system.files import digest, make_folder, write_json, write_text
 from .system.run_folder import MANIFEST, changed_file, claim_output, write_manifest
 from .system.settings import STRICT
 
@@ -121,7 +121,10 @@ def merge(config: MergeConfig) -> int:
     for name in names:
         _rows(shards, name, output)
 
-    claim_output(output, config.STAGE, config.to_dict(), if_finished=config.if_finished, reads=config.shards)
+    inputs = {"shards": {str(shard.folder): digest([shard.folder / MANIFEST]) for shard in shards}}
+    claim_output(
+        output, config.STAGE, config.to_dict(), if_finished=config.if_finished, inputs=inputs, reads=config.shards
+    )
     for name in names:
         make_folder(output, name)
         write_json(output / name / DATASET, _rows(shards, name, output))
@@ -229,8 +232,8 @@ def _shard_rows(shard: Shard, name: str, output: Path) -> list[dict[str, Any]]:
     rows = read_json(path, list[dict[str, Any]], remedy=f"generate shard {shard.number}/{shard.count} again")
     rows_from_json(rows, source=str(path))
     for row in rows:
-        scenario = os.path.join(shard.folder, name, row["sumocfg"])
-        row["sumocfg"] = Path(os.path.relpath(scenario, output / name)).as_posix()
+        scenario = (shard.folder / name / row["sumocfg"]).resolve()
+        row["sumocfg"] = Path(os.path.relpath(scenario, output.resolve() / name)).as_posix()
     return rows
 
 

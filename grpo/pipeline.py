@@ -71,8 +71,9 @@ def run_pipeline(configs: Path) -> None:
         said = f"[{number}/{len(steps)}] grpo {stage} --config {path}"
         print(f"\n{said}\n      {ABOUT[type(config)]}", file=sys.stderr, flush=True)
         flags: list[str] = []
-        if manifest := _manifest(_output(config)):
-            changed = _changed(manifest, config)
+        if (_output(config) / MANIFEST).exists():
+            manifest = _manifest(_output(config))
+            changed = _changed(manifest, config) if manifest else ["manifest"]
             if not changed:
                 print("      already done", file=sys.stderr, flush=True)
                 continue
@@ -102,7 +103,7 @@ def _output(config: StageConfig) -> Path:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished run; empty where there is none."""
+    """The manifest of a finished run; empty where it is damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return manifest if isinstance(manifest["settings"], dict) and isinstance(manifest["files"], dict) else {}

@@ -45,6 +45,7 @@ from grpo.models.loading import (
     precision_arguments,
 )
 from grpo.models.saving import save_merged
+from grpo.records import dataset_files
 from grpo.system.command_line import parse_config
 from grpo.system.console import say
 from grpo.system.errors import ConfigError
@@ -120,7 +121,8 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
 
     def claim() -> Path | None:
         check_unchanged(config, inputs)
-        return claim_training(config, inputs=inputs, reads=(config.dataset_path, source), ignore=FREE_ON_RESUME)
+        reads: list[str | Path] = [*dataset_files(config.dataset_path), source]
+        return claim_training(config, inputs=inputs, reads=reads, ignore=FREE_ON_RESUME)
 
     resume = broadcast_from_main(claim)
     arguments.eval_on_start = len(held_out) > 0 and resume is None

@@ -16,13 +16,15 @@ import grpo.generate as stage
 from grpo.config import GRPOConfig
 from grpo.generate import generate
 from grpo.labels.replay import simulate_rows
+from grpo.labels.run import label_run
 from grpo.labels.run_files import Journal, LabelledRun, LabelRun
 from grpo.merge import MergeConfig, merge
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
+from grpo.simulator.network import scenario_digest
 from grpo.system.console import guarded
 from grpo.system.errors import DataError, SimulatorCrash, UnreliableError
-from grpo.system.files import checked_line, checked_lines
+from grpo.system.files import checked_line
 from grpo.system.workers import WorkerDied
 
 pytestmark = pytest.mark.slow
@@ -132,12 +134,12 @@ def test_a_label_that_is_not_the_same_again_stops_the_run_with_exit_3(scenarios,
     """A falsified label in a run that waits to be verified is found, named, and ends the stage."""
     config = _config(scenarios, tmp_path / "data", verify_fraction=1.0)
     label_only(config)
-    labelled = next((tmp_path / "data" / "cross").glob("run-1.finished"))
-    (text,) = checked_lines(labelled)
-    content = json.loads(text or b"")
-    content["rows"][3]["outcomes"]["yes"]["delay_veh_s"] += 0.5
-    labelled.write_text(checked_line(json.dumps(content)))
-    name = content["rows"][3]["id"]
+    sumocfg = scenarios / "cross" / "cross.sumocfg"
+    run = LabelRun("cross", sumocfg, 1, tmp_path / "data", scenario_digest(sumocfg))
+    labelled = LabelledRun.read(run)
+    labelled.rows[3]["outcomes"]["yes"]["delay_veh_s"] += 0.5
+    labelled.write(run)
+    name = labelled.rows[3]["id"]
     with pytest.raises(
         UnreliableError, match=f"1 rows came out differently .* the first: row {name}: recorded"
     ) as error:
@@ -170,7 +172,7 @@ def test_a_process_that_dies_is_tried_once_more_and_then_named(scenarios, tmp_pa
         yield (0, *answer) if isinstance(answer, tuple) else (0, None, answer)
 
     monkeypatch.setattr(stage, "_processes", processes)
-    config, run = _config(scenarios, tmp_path), LabelRun("cross", scenarios, 1, tmp_path)
+    config, run = _config(scenarios, tmp_path), LabelRun("cross", scenarios, 1, tmp_path, "")
     assert list(stage._attempts(config, print, [run])) == [(run, "value", None)]
     ((_, value, cause),) = stage._attempts(config, print, [run])
     assert (value, cause) == (None, "its process died of SIGKILL")
@@ -297,6 +299,53 @@ def test_a_scenario_that_is_edited_while_it_is_driven_makes_no_dataset(scenarios
     assert (tmp_path / "data.1").is_dir()
 
 
+def test_a_run_of_other_traffic_than_the_stage_found_leaves_nothing(small, tmp_path):
+    sumocfg = Path(small.scenarios[0]) / "cross.sumocfg"
+    (tmp_path / "data/cross/states").mkdir(parents=True)
+    with pytest.raises(UnreliableError, match="was changed while it was driven"):
+        label_run(small, LabelRun("cross", sumocfg, 1, tmp_path / "data", "of other files"), 1)
+    assert _files(tmp_path / "data") == {}
+
+
+def test_finished_runs_that_were_swapped_are_made_again(scenarios, tmp_path):
+    config = _config(scenarios, tmp_path / "data", seeds=[1, 2])
+    generate(replace(config, output_dir=str(tmp_path / "whole")))
+    label_only(config)
+    one, other = (tmp_path / "data" / "cross" / f"run-{seed}.finished" for seed in (1, 2))
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+    generate(config)
+    assert _files(tmp_path / "data") == _files(tmp_path / "whole")
+
+
+def test_what_others_put_into_the_folder_stays(small, tmp_path):
+    config = replace(small, save_states=False)
+    label_only(config)
+    (tmp_path / "data/cross/states/notes.txt").write_text("mine")
+    generate(config)
+    assert [path.name for path in (tmp_path / "data/cross/states").iterdir()] == ["notes.txt"]
+
+
+def test_where_every_run_failed_the_next_start_tries_again(small, monkeypatch, tmp_path):
+    def dying(config: GRPOConfig, function: Any, calls: list[Any]) -> Any:
+        yield from ((index, None, WorkerDied("killed", -9)) for index in range(len(calls)))
+
+    monkeypatch.setattr(stage, "_processes", dying)
+    with pytest.raises(DataError, match="every run failed; the first: its process died of SIGKILL"):
+        generate(small)
+    monkeypatch.undo()
+    assert generate(small) > 0
+
+
+def test_the_way_to_the_scenario_is_right_where_the_output_is_a_link(small, tmp_path):
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/er")
+    generate(replace(small, output_dir=str(tmp_path / "link")))
+    for row in _rows(tmp_path / "link"):
+        assert (tmp_path / "deep/er" / row.scenario / row.sumocfg).is_file()
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_state_is_of_no_use_when_its_scenario_was_edited(kept, tmp_path):
     sumocfg = make_cross(tmp_path / "cross", duration=60)
@@ -347,24 +396,27 @@ def test_a_finished_run_whose_file_is_damaged_is_made_again(small, scenarios, tm
     for path, content in [*((finished, content) for content in damaged), (state, b"{}"), (state, None)]:
         path.unlink() if content is None else path.write_bytes(content)
         label_only(small)
-        assert f"note: the run of cross seed 1 is made again: {path}: " in capsys.readouterr().err
+        assert f"note: the run of cross seed 1 is made again: {finished}: " in capsys.readouterr().err
         assert {path: path.read_bytes() for path in (finished, state)} == whole
     generate(small)
     assert _files(tmp_path / "data") == _files(tmp_path / "whole")
 
 
 def test_a_journal_counts_up_to_its_first_damaged_line(small, tmp_path):
-    run = LabelRun("cross", Path(small.scenarios[0]) / "cross.sumocfg", 1, tmp_path / "data")
+    sumocfg = Path(small.scenarios[0]) / "cross.sumocfg"
+    run = LabelRun("cross", sumocfg, 1, tmp_path / "data", scenario_digest(sumocfg))
     label_only(small)
     rows = [{"row": n, "data": row, "cause": None} for n, row in enumerate(LabelledRun.read(run).rows)]
-    good = [checked_line(json.dumps(line)) for line in ({"time": "5", "decisions": {"C": "yes"}}, *rows)]
+    good = [checked_line(json.dumps(line), of=run.owner) for line in ({"time": "5", "decisions": {"C": "yes"}}, *rows)]
     for damaged in (
         "",
         "{}",
         good[3][:-9],
         good[3].replace('"advantage": ', '"advantage": 1'),
         good[3][:-1] + good[3],
-        checked_line('{"row": "x"}'),
+        checked_line('{"row": "x"}', of=run.owner),
+        checked_line(json.dumps(rows[2]), of=replace(run, seed=2).owner),
+        checked_line(json.dumps(rows[2]), of=replace(run, scenario="edited").owner),
     ):
         run.journal.write_text("".join([*good[:3], f"{damaged.strip() or 'x'}\n", *good[3:]]))
         journal = Journal(run)

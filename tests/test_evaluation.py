@@ -31,6 +31,7 @@ from grpo.labels.counterfactual import RolloutSpec
 from grpo.models.folder import SHIPPED
 from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
 from grpo.records import Action, Decision, EpisodeResult, Observation, TripMeasures
+from grpo.simulator.network import scenario_digest
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, GrpoError, ModelError, ScenarioError, SimulatorCrash, UnreliableError
@@ -146,11 +147,11 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, ca
     def refuse(files: Sequence[Path]) -> str:
         raise PermissionError(13, "Permission denied", str(next(iter(files))))
 
-    monkeypatch.setattr("grpo.inputs.digest", refuse)
+    monkeypatch.setattr("grpo.simulator.network.digest", refuse)
     sumocfg = make_cross(tmp_path / "cross", duration=60)
     assert evaluate(sumocfg, tmp_path / "out", "--policy", "fixed_time") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cross: ") and f"{sumocfg}: cannot be read (Permission denied)" in line
+    assert line.startswith(f"error: {sumocfg}: ") and f"{sumocfg}: cannot be read (Permission denied)" in line
 
 
 def test_scenarios_that_check_refuses_are_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
@@ -213,7 +214,8 @@ def test_what_a_rule_decided_is_not_counted_as_the_models(scenarios: Path, monke
     policy = Faltering()
     monkeypatch.setattr(evaluation, "_language_model", lambda name: policy)
     with pytest.raises(ModelError, match=r"no decision at \d+ of \d+ decision points"):
-        evaluation._play(config, EpisodeKey("base", "cross", 1), scenarios / "cross" / "cross.sumocfg")
+        sumocfg = scenarios / "cross" / "cross.sumocfg"
+        evaluation._play(config, EpisodeKey("base", "cross", 1), sumocfg, scenario_digest(sumocfg))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ class Workers:
         self._error = error or {}
 
     def __call__(self, function: Any, calls: list, **_: Any) -> Iterator[tuple[int, Any, BaseException | None]]:
-        for index, (_, key, _) in enumerate(calls):
+        for index, (_, key, *_) in enumerate(calls):
             if len(self.ran) == self._stop_after:
                 raise KeyboardInterrupt
             self.ran.append(key)
@@ -395,6 +397,13 @@ def test_a_scenario_that_is_edited_while_it_is_driven_has_no_results(config, mon
     ):
         evaluation.evaluate(config)
     assert sorted(path.name for path in Path(config.output_dir).iterdir()) == ["episodes.jsonl", "run.json"]
+
+
+def test_an_episode_on_other_traffic_than_the_stage_found_counts_for_nothing(scenarios: Path) -> None:
+    sumocfg = scenarios / "cross" / "cross.sumocfg"
+    config = EvaluationConfig(scenarios=[str(scenarios)], policy=["fixed_time"])
+    with pytest.raises(UnreliableError, match="was changed while it was driven"):
+        evaluation._play(config, EpisodeKey("fixed_time", "cross", 1), sumocfg, "of other files")
 
 
 @pytest.mark.parametrize("stop_after", [6, None], ids=["interrupted", "to the end"])

@@ -21,6 +21,7 @@ from grpo.system.errors import OutputError
 from grpo.system.files import (
     checked_line,
     checked_lines,
+    hold_folder,
     make_folder,
     temporary_folder,
     write_json,
@@ -155,6 +156,18 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"run.*: its folder is not there; was it moved or deleted\?"):
             write()
     assert contents(tmp_path) == {} and not (tmp_path / "run").exists()
+
+
+def test_a_worker_does_not_write_into_a_folder_that_took_the_name_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    hold_folder(folder)
+    write_text(folder / "a.txt", "mine")
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    with pytest.raises(OutputError, match="its folder was moved or deleted while it was written"):
+        write_text(folder / "b.txt", "mine")
+    assert contents(folder) == {}
 
 
 def test_what_is_no_longer_what_was_written_is_seen_in_every_byte(tmp_path: Path) -> None:

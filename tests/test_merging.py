@@ -152,6 +152,24 @@ def test_finished_result_stays_or_is_moved_aside(tmp_path: Path, capsys: pytest.
     assert files(tmp_path / "merged.1") == before and data(tmp_path / "merged") == data(tmp_path / "merged.1")
 
 
+def test_a_merge_of_other_shards_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = shards_of(tmp_path, 2)
+    config = MergeConfig(shards=[str(shard) for shard in shards], output_dir=str(tmp_path / "merged"))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("grpo.merge.write_manifest", killed)
+        merge(config)
+    for number, shard in enumerate(shards, 1):
+        shutil.rmtree(shard)
+        write_run(shard, f"{number}/2", rows=ROWS[1:])
+    merge(config)
+    whole = write_run(tmp_path / "whole", rows=ROWS[1:])
+    assert (tmp_path / "merged.1").is_dir() and data(tmp_path / "merged") == data(whole)
+
+
 # ---------------------------------------------------------------------- what is not the whole of one run
 
 

@@ -63,6 +63,9 @@ def test_the_demo_goes_from_nothing_to_a_measured_model_and_then_rests(tmp_path:
     lost = _demo(tmp_path)
     assert lost.stderr.count("already done") == len(SMALL) - 1
     assert lost.stderr.count("made with other results: moved aside") == 1
+    (tmp_path / "results/evaluation/manifest.json").write_text("")
+    damaged = _demo(tmp_path)
+    assert damaged.stderr.count("made with other manifest: moved aside") == 1
     rested = _demo(tmp_path)
     assert rested.stderr.count("already done") == len(SMALL)
 

@@ -252,6 +252,28 @@ def test_manifest_says_what_was_run_with_what(tmp_path: Path) -> None:
     assert (tmp_path / "manifest.json").read_bytes() == first
 
 
+def test_a_name_that_is_not_utf_8_among_the_results_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.txt")).touch()
+    write_manifest(tmp_path, "stage", SETTINGS)
+    assert json.loads((tmp_path / "manifest.json").read_text())["files"] == {}
+
+
+def test_links_in_a_folder_that_lead_out_of_it_are_read_there(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(folder)
+    (tmp_path / "rows.json").touch()
+    (folder / "rows.json").symlink_to(tmp_path / "rows.json")
+    with pytest.raises(OutputError, match="which is read"):
+        claim_output(folder, "stage", SETTINGS, if_finished="move_aside", reads=[folder / "rows.json"])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_run_file_that_is_no_file_is_somebody_elses(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "run.json")
+    with pytest.raises(OutputError, match=r"and no run\.json of scu-tsc"):
+        start(tmp_path)
+
+
 def test_a_manifest_knows_what_was_written(tmp_path: Path) -> None:
     for name in ("a.json", "deep/b.bin", "checkpoints/c.bin"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

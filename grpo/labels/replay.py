@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Self
 
 from ..records import Action, GRPODataEntry, Outcome, mean_outcomes, read_json, time_text
-from ..simulator.network import scenario_files
+from ..simulator.network import scenario_digest
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
 from ..system.errors import DataError, GrpoError
-from ..system.files import digest
 from ..system.forks import CHEAP_FORKS, BranchError, killed_if_hanging
 from ..system.workers import run_isolated
 from .counterfactual import Futures, RolloutSpec, simulate_actions
@@ -38,7 +37,7 @@ class RunRecord:
     def of(cls, simulation: TrafficSimulation) -> Self:
         """The record of a run up to this instant."""
         lights = {name: [phase.state for phase in plan.phases] for name, plan in simulation.plans.items()}
-        scenario = digest(scenario_files(simulation.sumocfg))
+        scenario = scenario_digest(simulation.sumocfg)
         return cls(simulation.seed, simulation.settings, scenario, lights, simulation.decisions)
 
     @classmethod

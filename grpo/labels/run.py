@@ -32,7 +32,7 @@ from ..simulator.monitor import first_of_each
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
 from ..system.errors import ScenarioError, UnreliableError
-from ..system.files import write_json
+from ..system.files import hold_folder, write_json
 from ..system.forks import BranchError
 from .counterfactual import Counterfactuals, Futures, RolloutSpec
 from .replay import RunRecord, simulate_run
@@ -60,11 +60,15 @@ def label_run(config: GRPOConfig, run: LabelRun, slots: int) -> tuple[int, int]:
     ``slots`` branches run beside the run itself. Rows found in the journal are not simulated again. Where SUMO gives up
     on the way, the run ends there, with the rows that it has.
     """
+    hold_folder(run.output)
     journal = Journal(run)
     spec = RolloutSpec.of(config, branch_timeout_s=config.branch_timeout_seconds)
     ended_early = None
     with TrafficSimulation(run.sumocfg, seed=run.seed, settings=SignalSettings.from_config(config)) as simulation:
-        journal.begin(asdict(RunRecord.of(simulation)))
+        record = RunRecord.of(simulation)
+        if record.scenario != run.scenario:
+            raise UnreliableError(f"{run.sumocfg}: was changed while it was driven; run the same command again")
+        journal.begin(asdict(record))
         try:
             with Counterfactuals(simulation, spec, slots=slots) as counterfactuals:
                 drive_and_label(config, run, simulation, counterfactuals, journal)
@@ -123,7 +127,7 @@ def _row(config: GRPOConfig, run: LabelRun, observation: Observation, label: Fut
     row = GRPODataEntry(
         id=f"{run.name}-{run.seed}-{observation.junction_id}-{time_text(observation.simulation_time)}",
         scenario=run.name,
-        sumocfg=Path(os.path.relpath(run.sumocfg, run.result_path.parent)).as_posix(),
+        sumocfg=Path(os.path.relpath(run.sumocfg.resolve(), run.result_path.parent.resolve())).as_posix(),
         seed=run.seed,
         can_extend=observation.current_green_elapsed + observation.extend_seconds <= observation.max_green,
         **{name: getattr(observation, name) for name in OBSERVED},
@@ -183,6 +187,7 @@ def replay_run(config: GRPOConfig, run: LabelRun) -> LabelledRun:
 
     Writes the run; returns its summary.
     """
+    hold_folder(run.output)
     labelled = LabelledRun.read(run)
     position = {row["id"]: index for index, row in enumerate(labelled.rows)}
     ids = sorted({*labelled.failed, *labelled.to_verify}, key=position.__getitem__)

@@ -16,10 +16,9 @@ from pydantic import TypeAdapter
 
 from ..records import Action, GRPODataEntry, row_to_json, rows_from_json, time_text
 from ..system.errors import DataError, OutputError
-from ..system.files import checked_line, checked_lines, write_text
+from ..system.files import checked_line, checked_lines, digest, write_text
 from ..system.forks import BranchError
 from .counterfactual import Futures
-from .replay import RunRecord
 
 
 def state_file(seed: int) -> str:
@@ -35,6 +34,13 @@ class LabelRun:
     sumocfg: Path
     seed: int
     output: Path
+    scenario: str
+    """SHA-256 of the scenario's files, as the stage found them."""
+
+    @property
+    def owner(self) -> str:
+        """What is kept of this run is of no other one, and of no other traffic."""
+        return f"{self.name} {self.seed} {self.scenario}"
 
     @property
     def result_path(self) -> Path:
@@ -74,13 +80,11 @@ class LabelledRun:
     def read(cls, run: LabelRun) -> LabelledRun:
         """Read a finished run; raises :class:`DataError` where it or its state is damaged or gone."""
         try:
-            (text,) = checked_lines(run.result_path)
+            (text,) = checked_lines(run.result_path, of=run.owner + _state(run))
             labelled = TypeAdapter(cls).validate_json(text or b"")
         except ValueError:
-            raise DataError(f"{run.result_path}: is damaged") from None
+            raise DataError(f"{run.result_path}: is damaged, or its state is") from None
         rows_from_json(labelled.rows, source=str(run.result_path))
-        if labelled.rows:
-            RunRecord.read(run.result_path.parent / run.state_file)
         return labelled
 
     def summary(self) -> LabelledRun:
@@ -94,7 +98,13 @@ class LabelledRun:
 
     def write(self, run: LabelRun) -> None:
         """Write the finished run; raises :class:`OutputError`."""
-        write_text(run.result_path, checked_line(json.dumps(asdict(self))))
+        write_text(run.result_path, checked_line(json.dumps(asdict(self)), of=run.owner + _state(run)))
+
+
+def _state(run: LabelRun) -> str:
+    """SHA-256 of the run's state; empty where it has none."""
+    path = run.result_path.parent / run.state_file
+    return digest([path]) if path.is_file() else ""
 
 
 def is_finished(run: LabelRun) -> bool:
@@ -126,7 +136,7 @@ class Journal:
 
     def __init__(self, run: LabelRun, *, keep_failed: bool = False) -> None:
         """Read what an earlier process left. A failed row is forgotten, to be simulated again."""
-        self._path = run.journal
+        self._path, self._owner = run.journal, run.owner
         self.header: dict[str, Any] | None = None
         self.decisions: dict[str, dict[str, Action]] = {}
         self.rows: dict[int, dict[str, Any]] = {}
@@ -143,7 +153,7 @@ class Journal:
     def _lines(self) -> Iterator[_Line]:
         """The lines up to the first that is damaged: the last one of a killed process may be torn."""
         reader = TypeAdapter(_Line)
-        for text in checked_lines(self._path):
+        for text in checked_lines(self._path, of=self._owner):
             try:
                 line = reader.validate_json(text or b"")
             except ValueError:
@@ -155,7 +165,7 @@ class Journal:
         decisions = [{"time": time, "decisions": taken} for time, taken in self.decisions.items()]
         known = [{"row": index, "data": row, "cause": None} for index, row in sorted(self.rows.items())]
         lines = [{"run": record | {"decisions": {}}}, *decisions, *known]
-        write_text(self._path, "".join(checked_line(json.dumps(line)) for line in lines))
+        write_text(self._path, "".join(checked_line(json.dumps(line), of=self._owner) for line in lines))
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def add_row(self, index: int, row: GRPODataEntry, label: Futures | BranchError) -> None:
@@ -181,7 +191,7 @@ class Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
-            self._file.write(checked_line(json.dumps(line)))
+            self._file.write(checked_line(json.dumps(line), of=self._owner))
         except OSError as error:
             raise OutputError(
                 f"{self._path}: cannot be written ({error.strerror}); free the disk and run the same command again"

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
-from ..system.errors import ScenarioError, SimulatorCrash, one_line
+from ..system.errors import DataError, ScenarioError, SimulatorCrash, one_line
+from ..system.files import digest
 from ..system.forks import BranchError, in_fork
 from .network_file import NetworkFiles, read_network_files
 from .phases import LightProgram, Links, Phase, dark_links, why_uncontrolled
@@ -85,13 +87,36 @@ def why_refused(scenarios: Mapping[str, Path], settings: SignalSettings) -> dict
 def scenario_files(sumocfg: Path) -> list[Path]:
     """The files of a scenario, wherever they lie: its configuration and all that this names.
 
-    What SUMO cannot read, and a file that is missing, is left out: SUMO's own words, when it starts, are better.
+    Files that these name (``include``, variable speed signs, rerouters) count too. What SUMO cannot read, and a file
+    that is missing, is left out: SUMO's own words, when it starts, are better. Raises :class:`SimulatorCrash`.
     """
     try:
         named = _read_options(sumocfg).input_files()
+    except SimulatorCrash:
+        raise
     except ScenarioError:
         named = []
-    return [sumocfg.absolute(), *(file for file in map(Path, named) if file.is_file())]
+    files = [sumocfg.absolute()]
+    waiting = [Path(name) for name in named]
+    while waiting:
+        file = waiting.pop(0)
+        if file.is_file() and file not in files:
+            files.append(file)
+            waiting += [file.parent / os.fsdecode(name) for name in _NAMES_A_FILE.findall(file.read_bytes())]
+    return files
+
+
+_NAMES_A_FILE = re.compile(rb'<(?:include|variableSpeedSign|rerouter)\b[^>]*?\s(?:href|file)="([^"]+)"')
+
+
+def scenario_digest(sumocfg: Path) -> str:
+    """SHA-256 of the scenario's files; raises :class:`DataError` for one that cannot be read."""
+    try:
+        return digest(scenario_files(sumocfg))
+    except OSError as error:
+        raise DataError(
+            f"{sumocfg}: {error.filename}: cannot be read ({error.strerror}); correct its rights, or the path"
+        ) from None
 
 
 @cache

@@ -7,8 +7,8 @@ from pathlib import Path
 from xml.parsers import expat
 
 from ..system.errors import ScenarioError
+from ..system.files import can_be_written
 from ..system.run_folder import MANIFEST, RUN
-from ..system.settings import can_be_written
 
 
 def find_scenarios(paths: Sequence[str | Path]) -> list[Path]:

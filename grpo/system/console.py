@@ -170,6 +170,11 @@ def _exit_code(main: Callable[[list[str] | None], int], argv: list[str] | None) 
         for line in str(error).splitlines() if is_main_process() else ():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; correct the path or its rights", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break what is left to do: to end
         if is_main_process():

@@ -23,6 +23,35 @@ _TEMPORARY = ".{name}.{unique}.scu-tsc"
 _IS_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.scu-tsc")
 
 
+HELD: dict[Path, int] = {}
+"""Descriptors of folders, by their real paths, in which this process writes only while they are what they were."""
+
+
+def hold_folder(folder: Path) -> None:
+    """From now on refuse to write below ``folder`` when it was moved away, though another may bear its name."""
+    whole = folder.resolve()
+    try:
+        HELD.setdefault(whole, os.open(whole, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError as error:
+        raise unwritable(folder, error, claimed=True) from None
+
+
+def is_there(folder: Path, descriptor: int) -> bool:
+    """Whether the folder of that name is still the one that was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except FileNotFoundError:
+        return False
+
+
+def check_held(path: Path) -> None:
+    """Raise :class:`OutputError` where ``path`` lies in a folder that is held and no longer there."""
+    real = path.resolve()
+    for folder, descriptor in HELD.items():
+        if real.is_relative_to(folder) and not is_there(folder, descriptor):
+            raise OutputError(f"{path}: its folder was moved or deleted while it was written; start again")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically; raises :class:`OutputError` and leaves the earlier file as it was.
 
@@ -33,6 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, texts: Iterable[str]) -> None:
+    check_held(path)
     temporary = temporary_name(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -90,7 +120,7 @@ def digest(files: Iterable[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as content:
-            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+            whole.update(os.fsencode(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n"))
     return whole.hexdigest()
 
 
@@ -112,17 +142,25 @@ def make_folder(folder: Path, inside: str) -> Path:
     return folder
 
 
-def checked_line(text: str) -> str:
-    """A line of a log or journal: a checksum, and text without line ends."""
-    return f"{crc32(text.encode()):08x} {text}\n"
+def can_be_written(value: Any) -> bool:
+    """Whether a text can be written to a file, and be the name of one; true for all that is no text."""
+    try:
+        return not isinstance(value, str) or b"\0" not in value.encode()
+    except UnicodeEncodeError:  # half a character, or a byte of a command line that is not UTF-8
+        return False
 
 
-def checked_lines(path: Path) -> Iterator[bytes | None]:
-    """The texts of such lines; ``None`` for one that is torn or damaged. Nothing where there is no file."""
+def checked_line(text: str, *, of: str = "") -> str:
+    """A line of a log or journal: a checksum, and text without line ends. ``of`` says what it belongs to."""
+    return f"{crc32(text.encode(), crc32(of.encode())):08x} {text}\n"
+
+
+def checked_lines(path: Path, *, of: str = "") -> Iterator[bytes | None]:
+    """The texts of such lines; ``None`` for one that is torn, damaged or of something else. Nothing without a file."""
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         checksum, _, text = line.partition(b" ")
         if line:
-            yield text if checksum == b"%08x" % crc32(text) else None
+            yield text if checksum == b"%08x" % crc32(text, crc32(of.encode())) else None
 
 
 def write_json(path: Path, value: Any) -> None:

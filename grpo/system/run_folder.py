@@ -21,14 +21,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import OutputError
-from .files import digest, is_temporary, remove_temporary_files, unwritable, write_json
+from .files import (
+    HELD,
+    can_be_written,
+    check_held,
+    digest,
+    is_temporary,
+    is_there,
+    remove_temporary_files,
+    unwritable,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
 _PROGRAM = "scu-tsc"
 _PACKAGES = (_PROGRAM, "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth", "gguf")
-_LOCKS: dict[Path, int] = {}
-"""Descriptor of each folder that this process has claimed, by its real path."""
 
 # ---------------------------------------------------------------------- the beginning of a run
 
@@ -56,7 +64,8 @@ def claim_output(
     whole = folder.resolve()
     if whole.exists() and not whole.is_dir():
         raise OutputError(f"{folder}: cannot be written (it is a file); choose another folder")
-    inside = [path for path in map(Path, reads) if path.exists() and path.resolve().is_relative_to(whole)]
+    places = [(path, {path.resolve(), path.parent.resolve() / path.name}) for path in map(Path, reads) if path.exists()]
+    inside = [path for path, where in places if any(place.is_relative_to(whole) for place in where)]
     if inside:
         raise OutputError(f"{folder}: holds {inside[0]}, which is read; choose another folder to write to")
     run = {"program": _PROGRAM, "stage": stage, "settings": dict(settings), "inputs": dict(inputs or {})}
@@ -105,7 +114,7 @@ def _check_ours(folder: Path) -> None:
 def _read_run(folder: Path) -> dict[str, Any] | None:
     """What ``run.json`` says; ``None`` where there is none of this program."""
     try:
-        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        run = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
         return run if run["program"] == _PROGRAM and isinstance(run["settings"], dict) else None
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return None
@@ -174,7 +183,7 @@ def _lock(folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Where the other run had just moved the folder aside, this locked the old one.
-        taken = not _is_there(whole, descriptor)
+        taken = not is_there(whole, descriptor)
     except BlockingIOError:
         taken = True
     except OSError as error:  # some network file systems have no locks; the work is worth more than the check
@@ -186,22 +195,14 @@ def _lock(folder: Path) -> bool:
     if taken:
         os.close(descriptor)
         raise OutputError(f"{folder}: another run is writing here; wait for its end, or choose another folder")
-    _LOCKS[whole] = descriptor
+    HELD[whole] = descriptor
     return made
 
 
 def _unlock(folder: Path) -> None:
-    descriptor = _LOCKS.pop(folder.resolve(), None)
+    descriptor = HELD.pop(folder.resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
-
-
-def _is_there(folder: Path, descriptor: int) -> bool:
-    """Whether the folder of that name is still the one that was opened."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    except FileNotFoundError:
-        return False
 
 
 def _check_neighbours(folder: Path) -> None:
@@ -209,7 +210,7 @@ def _check_neighbours(folder: Path) -> None:
     whole = folder.resolve()
     below = (run.parent for run in whole.rglob(f"*/{RUN}"))
     for other in [*whole.parents, *below]:
-        if (other / RUN).is_file() and other not in _LOCKS and _is_locked(other):
+        if (other / RUN).is_file() and other not in HELD and _is_locked(other):
             raise OutputError(
                 f"{folder}: another run is writing in {other}; wait for its end, or choose another folder"
             )
@@ -240,8 +241,7 @@ def write_manifest(
     """
     folder = Path(folder)
     whole = folder.resolve()
-    if whole in _LOCKS and not _is_there(whole, _LOCKS[whole]):
-        raise OutputError(f"{folder}: its folder was moved or deleted while it was written; start again")
+    check_held(folder / MANIFEST)
     versions = {}
     for name in _PACKAGES:
         try:
@@ -251,6 +251,7 @@ def write_manifest(
     remove_temporary_files(whole)
     leave_out = (RUN, MANIFEST, *leave_out)
     names = sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file())
+    names = [name for name in names if can_be_written(name)]  # what bears another name is not ours
     try:
         files = {
             name: digest([whole / name]) for name in names if not any(fnmatch(name, pattern) for pattern in leave_out)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import ConfigError
+from .files import can_be_written
 
 STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 """For pydantic: unknown keys and numbers that are not finite are refused, defaults are checked like everything else."""
@@ -111,14 +112,6 @@ def _plain_problems(
         else:
             kept[key] = value
     return problems, kept
-
-
-def can_be_written(value: Any) -> bool:
-    """Whether a text can be written to a file, and be the name of one; true for all that is no text."""
-    try:
-        return not isinstance(value, str) or b"\0" not in value.encode()
-    except UnicodeEncodeError:  # half a character, or a byte of a command line that is not UTF-8
-        return False
 
 
 def _short(value: Any) -> str:
