@@ -190,7 +190,7 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys) -> None:
     flags = ("--scenarios", tmp_path / "absent", "--policy", "fixed_time", "--output-dir", tmp_path / "out")
     assert benchmark(*flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "absent: no such scenario; make scenarios with `grpo scenarios`" in line
+    assert "absent: no such scenario; give a .sumocfg file, or make some with `grpo scenarios`" in line
     assert list(tmp_path.iterdir()) == []
 
 

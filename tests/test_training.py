@@ -337,7 +337,7 @@ def test_training_raises_the_reward(
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"train: loading {answering_model}, and rows of {data}"
     summary = r"train: held-out reward (\S+) -> (\S+): kept step (\d+) of 40"
-    before, after, step = re.fullmatch(summary, said[-1]).groups()  # type: ignore[union-attr]
+    before, after, step = re.fullmatch(summary, said[-2]).groups()  # type: ignore[union-attr]
     assert (before, after) == (f"{held_out[0]:.4g}", f"{max(held_out):.4g}") and int(step) == manifest["best_step"]
     assert manifest["rows"]["train"] < 30, "the rest of a held-out scenario must not be trained on"
     assert GRPOTrainingConfig.from_yaml(folder / "training_config.yaml") == config
