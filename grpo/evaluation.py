@@ -96,6 +96,8 @@ _PROGRAMS: dict[str, ProgramKind] = {
 _SEARCH = RolloutSpec(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
 """How ``rollout`` judges an action; chosen on generated validation scenarios (docs/log: better-of-two-futures)."""
 EPISODES_LOG = "episodes.jsonl"
+FREE_ON_RESUME = ("max_workers", "episode_timeout_seconds", "if_finished", "output_dir")
+"""Settings that an interrupted run may change: the episodes are the same for all of them."""
 _LOADING_S = 300.0
 """Real time that a worker may take, over that of the episode, to load a model."""
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}  # the workers' threads would wait for each other
@@ -147,12 +149,14 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         config.to_dict(),
         if_finished=config.if_finished,
         inputs=inputs,
-        ignore=("max_workers", "episode_timeout_seconds"),
+        ignore=FREE_ON_RESUME,
         reads=[*policies, *(file for path in scenarios.values() for file in scenario_files(path))],
     )
-    done = _read_kept(output / EPISODES_LOG) if resumed else {}
+    owner = _owner(config)
+    done = _read_kept(output / EPISODES_LOG, owner) if resumed else {}
     done |= {key: EpisodeResult(*key, error=refused[key.scenario]) for key in keys if key.scenario in refused}
-    write_text(output / EPISODES_LOG, "".join(map(_line, done.values())))  # without the line at which a run was killed
+    lines = [_line(episode, owner) for episode in done.values()]  # without the one at which a run was killed
+    write_text(output / EPISODES_LOG, "".join(lines))
     with temporary_folder(output):
         _run_missing(config, keys, scenarios, inputs["scenarios"], done, output / EPISODES_LOG)
     check_unchanged(config, inputs)
@@ -192,7 +196,7 @@ def _run_missing(
         for episode in episodes:
             done[_key(episode)] = episode
             check_held(kept)
-            _append(kept, episode)
+            _append(kept, _line(episode, _owner(config)))
             measures = episode.measures
             said = f"{measures.avg_delay_s:.1f} s/veh" if measures else f"failed: {episode.error}"
             advance(f"{episode.policy} on {episode.scenario}, seed {episode.seed}: {said}")
@@ -317,23 +321,28 @@ def _load(name: str) -> None:
 _EPISODE = TypeAdapter(EpisodeResult)
 
 
-def _line(episode: EpisodeResult) -> str:
+def _owner(config: EvaluationConfig) -> str:
+    """What episodes are kept for: under other settings they would be other ones."""
+    return repr({name: value for name, value in config.to_dict().items() if name not in FREE_ON_RESUME})
+
+
+def _line(episode: EpisodeResult, owner: str) -> str:
     """An episode as it is kept."""
-    return checked_line(_EPISODE.dump_json(episode).decode())
+    return checked_line(_EPISODE.dump_json(episode).decode(), of=owner)
 
 
-def _append(path: Path, episode: EpisodeResult) -> None:
+def _append(path: Path, line: str) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(_line(episode))
+            file.write(line)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None
 
 
-def _read_kept(path: Path) -> dict[EpisodeKey, EpisodeResult]:
+def _read_kept(path: Path, owner: str) -> dict[EpisodeKey, EpisodeResult]:
     """The episodes of an interrupted run that worked; failed ones and damaged lines are played again."""
     kept = {}
-    for text in checked_lines(path):
+    for text in checked_lines(path, of=owner):
         with suppress(ValueError):  # of another version of this program
             episode = _EPISODE.validate_json(text or b"")
             kept[_key(episode)] = episode

@@ -340,6 +340,20 @@ def test_an_episode_whose_line_is_damaged_is_played_again(damage, config, monkey
     assert [e.measures and e.measures.avg_delay_s for e in episodes] == [11.0, 12.0] * 2
 
 
+def test_episodes_kept_under_other_settings_are_played_again(config, monkeypatch, tmp_path) -> None:
+    other = replace(config, extend_seconds=20, output_dir=str(tmp_path / "other"))
+    for one in (config, other):
+        monkeypatch.setattr(evaluation, "run_isolated", Workers(stop_after=3))
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate(one)
+    kept = "episodes.jsonl"
+    (tmp_path / "other" / kept).write_bytes((tmp_path / "out" / kept).read_bytes())
+    again = Workers()
+    monkeypatch.setattr(evaluation, "run_isolated", again)
+    evaluation.evaluate(other)
+    assert len(again.ran) == 8
+
+
 def test_other_settings_or_other_inputs_do_not_go_on(config, monkeypatch, tmp_path) -> None:
     mine = make_cross(tmp_path / "mine", duration=60)
     config = replace(config, scenarios=[str(mine)])
