@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from helpers.networks import make_cross, make_pair
 from helpers.processes import eventually, gone
 
 from grpo.system.errors import ConfigError, DataError, GrpoError
-from grpo.system.ray_executor import run_on_ray
+from grpo.system.ray_executor import _WithoutRay, run_on_ray
 
 # Not importorskip: the calls import this module, and are to run without Ray around them.
 pytestmark = [
@@ -309,3 +310,12 @@ def test_dataset_made_on_a_cluster_that_loses_a_node_is_the_local_one(nodes: Nod
     assert process.returncode == 0, err
     assert killed, "the run was over before a node could be killed"
     assert dataset(tmp_path / "ray") == dataset(tmp_path / "local")
+
+
+def test_what_rays_threads_print_goes_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", _WithoutRay(sys.stdout))
+    thread = threading.Thread(target=print, args=("a node was lost",), name="ray_listen_error_messages")
+    thread.start()
+    thread.join()
+    print("result")
+    assert capsys.readouterr() == ("result\n", "a node was lost\n")

@@ -13,9 +13,10 @@ import math
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import ConfigError, GrpoError, one_line
 from .workers import WorkerDied, run_isolated
@@ -45,14 +46,14 @@ def run_on_ray(
     answers.
     """
     ray = _connect(address or os.environ.get("RAY_ADDRESS", ""))
+    before, sys.stdout = sys.stdout, _WithoutRay(sys.stdout)  # type: ignore[assignment]
     try:
         attempt = ray.remote(num_cpus=1, max_retries=_RETRIES)(_attempt)
         running = {attempt.remote(function, call, kwargs, environment): index for index, call in enumerate(calls)}
         try:
             while running:
-                with contextlib.redirect_stdout(sys.stderr):  # Ray tells there of the nodes it loses
-                    (done,), _ = ray.wait(list(running), num_returns=1)
-                    value, error = _result(ray, done)
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                value, error = _result(ray, done)
                 yield running.pop(done), value, error
         finally:
             for reference in running:
@@ -60,6 +61,18 @@ def run_on_ray(
     finally:
         with contextlib.redirect_stdout(sys.stderr):
             ray.shutdown()
+        sys.stdout = before
+
+
+class _WithoutRay:
+    """Stdout for all threads but Ray's, which tell there, at any time, of what they lost: that belongs to stderr."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        is_ray = threading.current_thread().name.startswith("ray_")
+        return getattr(sys.stderr if is_ray else self._stream, name)
 
 
 def _connect(address: str) -> ModuleType:
