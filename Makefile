@@ -34,7 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-defs tests
 	$(BIN)/lint-imports
-	$(BIN)/python docs/modules.py --check
+	$(BIN)/python docs/architecture.py --check
 
 # The pure parts, for the desk: under a minute.
 quick: $(READY)

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
 from .records import OUTCOME_TERMS
-from .system.settings import STRICT, C, Seed, StageConfig, preset, read_config, refuse
+from .system.settings import STRICT, C, Seed, StageConfig, read_config, refuse
 
 # ---------------------------------------------------------------------- shared by several stages
 
@@ -447,4 +447,4 @@ def load_config(path: str | Path | None, cls: type[C] | None = None, overrides: 
 
     Raises :class:`ConfigError` with one line for every problem of the file and the overrides together.
     """
-    return read_config(path and preset(path), cls or GRPOTrainingConfig, overrides)  # type: ignore[return-value, type-var]
+    return read_config(path, cls or GRPOTrainingConfig, overrides)  # type: ignore[return-value, type-var]

@@ -49,7 +49,7 @@ from .system.errors import (
     one_line,
 )
 from .system.files import check_held, checked_line, checked_lines, temporary_folder, write_json, write_text
-from .system.run_folder import claim_output, write_manifest
+from .system.run_folder import ABOUT_THE_FOLDER, claim_output, write_manifest
 from .system.settings import STRICT, Seed, refuse
 from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice
 
@@ -96,7 +96,7 @@ _PROGRAMS: dict[str, ProgramKind] = {
 _SEARCH = RolloutSpec(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
 """How ``rollout`` judges an action; chosen on generated validation scenarios (docs/log: better-of-two-futures)."""
 EPISODES_LOG = "episodes.jsonl"
-FREE_ON_RESUME = ("max_workers", "episode_timeout_seconds", "if_finished", "output_dir")
+FREE_ON_RESUME = ("max_workers", "episode_timeout_seconds")
 """Settings that an interrupted run may change: the episodes are the same for all of them."""
 _LOADING_S = 300.0
 """Real time that a worker may take, over that of the episode, to load a model."""
@@ -195,7 +195,6 @@ def _run_missing(
     ):
         for episode in episodes:
             done[_key(episode)] = episode
-            check_held(kept)
             _append(kept, _line(episode, _owner(config)))
             measures = episode.measures
             said = f"{measures.avg_delay_s:.1f} s/veh" if measures else f"failed: {episode.error}"
@@ -323,7 +322,8 @@ _EPISODE = TypeAdapter(EpisodeResult)
 
 def _owner(config: EvaluationConfig) -> str:
     """What episodes are kept for: under other settings they would be other ones."""
-    return repr({name: value for name, value in config.to_dict().items() if name not in FREE_ON_RESUME})
+    free = (*FREE_ON_RESUME, *ABOUT_THE_FOLDER)
+    return repr({name: value for name, value in config.to_dict().items() if name not in free})
 
 
 def _line(episode: EpisodeResult, owner: str) -> str:
@@ -332,6 +332,7 @@ def _line(episode: EpisodeResult, owner: str) -> str:
 
 
 def _append(path: Path, line: str) -> None:
+    check_held(path)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 from .models.folder import model_files, resolve_model
 from .policies.rules import BASELINES
 from .records import dataset_files
 from .simulator.network import scenario_digest
 from .simulator.scenario_files import find_scenarios, unique_names
-from .system.errors import DataError, UnreliableError
-from .system.files import digest
+from .system.errors import UnreliableError
+from .system.files import input_digest
 from .system.settings import StageConfig
 
 MODELS = ("model_path", "policy", "rollout_policy", "behaviour_policy")
@@ -32,12 +29,12 @@ def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
     if path := values.get("dataset_path"):
         files = dataset_files(path)
         states = [state for file in files for state in file.parent.glob("states/*.json")]  # of rows without outcomes
-        inputs["dataset_path"] = {path: _digest(path, [*files, *states])}
+        inputs["dataset_path"] = {path: input_digest(path, [*files, *states])}
     for key in MODELS:
         named = values.get(key, [])
         models = [name for name in ([named] if isinstance(named, str) else named) if name not in BASELINES]
         if models:
-            inputs[key] = {name: _digest(name, model_files(resolve_model(name))) for name in models}
+            inputs[key] = {name: input_digest(name, model_files(resolve_model(name))) for name in models}
     return inputs
 
 
@@ -51,12 +48,3 @@ def check_unchanged(config: StageConfig, inputs: dict[str, dict[str, str]]) -> N
                     f"{key}: {name} was changed while `grpo {config.STAGE}` read it; run the same command again, "
                     "which starts anew"
                 )
-
-
-def _digest(name: str, files: Iterable[Path]) -> str:
-    try:
-        return digest(files)
-    except OSError as error:
-        raise DataError(
-            f"{name}: {error.filename}: cannot be read ({error.strerror}); correct its rights, or the path"
-        ) from None

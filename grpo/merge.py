@@ -26,7 +26,7 @@ from .simulator.scenario_files import can_be_folder
 from .system.command_line import parse_config
 from .system.errors import ConfigError, DataError
 from .system.files import digest, make_folder, write_json, write_text
-from .system.run_folder import MANIFEST, changed_file, claim_output, write_manifest
+from .system.run_folder import ABOUT_THE_FOLDER, MANIFEST, changed_file, claim_output, write_manifest
 from .system.settings import STRICT
 
 
@@ -45,7 +45,7 @@ class MergeConfig(RunSettings):
     )
 
 
-_FREE_BETWEEN_SHARDS = {*FREE_ON_RESUME, "shard", "output_dir", "if_finished"}
+_FREE_BETWEEN_SHARDS = {*FREE_ON_RESUME, *ABOUT_THE_FOLDER, "shard"}
 _SAME_VERSIONS = ("eclipse-sumo", "libsumo")
 _SUMMED = ("retried", "verified")
 _JOINED = ("failures", "quarantined", "unverified", "mismatches")

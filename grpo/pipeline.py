@@ -30,7 +30,7 @@ from .scenarios import ScenarioSuiteConfig
 from .sft_data import SFTDataConfig
 from .system.command_line import EXIT_CODES
 from .system.errors import ConfigError, GrpoError
-from .system.run_folder import MANIFEST, changed_file, differing_settings
+from .system.run_folder import ABOUT_THE_FOLDER, MANIFEST, changed_file, differing_settings
 from .system.settings import StageConfig, preset
 from .system.workers import die_with_parent
 
@@ -114,7 +114,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _changed(manifest: dict[str, Any], config: StageConfig) -> list[str]:
     """Settings that are not those of the finished run; ``inputs`` and ``results`` where these are others, or gone."""
     before, now = manifest["settings"], json.loads(json.dumps(config.to_dict()))
-    changed = differing_settings(before, now, ignore=["if_finished", "output_dir"])
+    changed = differing_settings(before, now, ignore=ABOUT_THE_FOLDER)
     try:
         same = manifest.get("inputs", {}) == inputs_of(config)
     except GrpoError:  # the step itself says what is missing

@@ -147,7 +147,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, ca
     def refuse(files: Sequence[Path]) -> str:
         raise PermissionError(13, "Permission denied", str(next(iter(files))))
 
-    monkeypatch.setattr("grpo.simulator.network.digest", refuse)
+    monkeypatch.setattr("grpo.system.files.digest", refuse)
     sumocfg = make_cross(tmp_path / "cross", duration=60)
     assert evaluate(sumocfg, tmp_path / "out", "--policy", "fixed_time") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -77,7 +77,7 @@ def label_run(config: GRPOConfig, run: LabelRun, slots: int) -> tuple[int, int]:
         violations, _ = simulation.judge_signals()
         if violations:
             raise UnreliableError(f"{run.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
-        write_json(run.result_path.parent / run.state_file, asdict(RunRecord.of(simulation)))
+        write_json(run.result_path.parent / run.state_file, asdict(replace(record, decisions=simulation.decisions)))
     return _finish(config, run, journal, ended_early)
 
 

@@ -20,8 +20,8 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
-from ..system.errors import DataError, ScenarioError, SimulatorCrash, one_line
-from ..system.files import digest
+from ..system.errors import ScenarioError, SimulatorCrash, one_line
+from ..system.files import input_digest
 from ..system.forks import BranchError, in_fork
 from .network_file import NetworkFiles, read_network_files
 from .phases import LightProgram, Links, Phase, dark_links, why_uncontrolled
@@ -111,12 +111,7 @@ _NAMES_A_FILE = re.compile(rb'<(?:include|variableSpeedSign|rerouter)\b[^>]*?\s(
 
 def scenario_digest(sumocfg: Path) -> str:
     """SHA-256 of the scenario's files; raises :class:`DataError` for one that cannot be read."""
-    try:
-        return digest(scenario_files(sumocfg))
-    except OSError as error:
-        raise DataError(
-            f"{sumocfg}: {error.filename}: cannot be read ({error.strerror}); correct its rights, or the path"
-        ) from None
+    return input_digest(sumocfg, scenario_files(sumocfg))
 
 
 @cache

@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from .errors import ConfigError
-from .settings import C, StageConfig, flag_of, preset, read_config, read_yaml
+from .settings import C, StageConfig, flag_of, read_config, read_yaml
 
 EXIT_CODES = """exit codes: 0 done; 1 a fault of this program; 2 something to correct, nothing was written over;
             3 results that cannot be relied on; 130 interrupted (start it again to resume)"""
@@ -48,7 +48,7 @@ def parse_config(cls: type[C], argv: Sequence[str] | None) -> C:
     if cls.POSITIONAL and (given := flags.pop("positional")):
         flags[cls.POSITIONAL] = [*given, *flags.get(cls.POSITIONAL, [])]
     flags |= {name[2:].split("=")[0].replace("-", "_"): "" for name in unknown if name.startswith("--")}
-    config = read_config(path and preset(path), cls, {name: _flag_value(value) for name, value in flags.items()})
+    config = read_config(path, cls, {name: _flag_value(value) for name, value in flags.items()})
     if shows_schema:
         print(json.dumps(TypeAdapter(cls).json_schema(), indent=1))
     elif shows_config:

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
-from .errors import OutputError
+from .errors import DataError, OutputError
 
 _TEMPORARY = ".{name}.{unique}.scu-tsc"
 """Names of files that are being written: no other program's, and hidden."""
@@ -30,8 +30,10 @@ HELD: dict[Path, int] = {}
 def hold_folder(folder: Path) -> None:
     """From now on refuse to write below ``folder`` when it was moved away, though another may bear its name."""
     whole = folder.resolve()
+    if whole in HELD:
+        return
     try:
-        HELD.setdefault(whole, os.open(whole, os.O_RDONLY | os.O_DIRECTORY))
+        HELD[whole] = os.open(whole, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise unwritable(folder, error, claimed=True) from None
 
@@ -122,6 +124,16 @@ def digest(files: Iterable[Path]) -> str:
         with file.open("rb") as content:
             whole.update(os.fsencode(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n"))
     return whole.hexdigest()
+
+
+def input_digest(name: str | Path, files: Iterable[Path]) -> str:
+    """The :func:`digest` of an input's files; raises :class:`DataError` for one that cannot be read."""
+    try:
+        return digest(files)
+    except OSError as error:
+        raise DataError(
+            f"{name}: {error.filename}: cannot be read ({error.strerror}); correct its rights, or the path"
+        ) from None
 
 
 def unwritable(path: Path, error: OSError, *, claimed: bool = False) -> OutputError:

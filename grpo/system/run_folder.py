@@ -35,6 +35,8 @@ from .files import (
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
+ABOUT_THE_FOLDER = ("if_finished", "output_dir")
+"""Settings that say where a result goes and what becomes of the one before, and nothing of what it is."""
 _PROGRAM = "scu-tsc"
 _PACKAGES = (_PROGRAM, "eclipse-sumo", "libsumo", "torch", "transformers", "trl", "peft", "unsloth", "gguf")
 
@@ -53,11 +55,11 @@ def claim_output(
 ) -> bool:
     """Make ``folder`` ready for a run; return True where an interrupted run may be resumed.
 
-    An interrupted run is resumed if stage and ``inputs`` (digests) are the same, and all settings but ``output_dir``
-    and those of ``ignore``. Another one is renamed to ``NAME.1``, ``NAME.2``, ..., which is said on stderr; so is a
-    finished run with ``if_finished`` = ``move_aside``. Raises :class:`OutputError` for a finished run with ``stop``,
-    for a folder that another process has claimed, or that lies in such a folder or holds one, for one that holds other
-    files than a run's, and for one that holds a path that the run ``reads``. The claim ends with
+    An interrupted run is resumed if stage and ``inputs`` (digests) are the same, and all settings but those of
+    ``ignore`` and :data:`ABOUT_THE_FOLDER`. Another one is renamed to ``NAME.1``, ``NAME.2``, ..., which is said on
+    stderr; so is a finished run with ``if_finished`` = ``move_aside``. Raises :class:`OutputError` for a finished run
+    with ``stop``, for a folder that another process has claimed, or that lies in such a folder or holds one, for one
+    that holds other files than a run's, and for one that holds a path that the run ``reads``. The claim ends with
     :func:`write_manifest`, or with this process however it dies.
     """
     folder = Path(folder)
@@ -74,7 +76,7 @@ def claim_output(
         _check_neighbours(folder)
         _check_ours(folder)
         remove_temporary_files(whole)
-        return _claim(folder, run, if_finished, {*ignore, "if_finished", "output_dir"})
+        return _claim(folder, run, if_finished, {*ignore, *ABOUT_THE_FOLDER})
     except OutputError:
         _unlock(folder)
         if made:

@@ -52,11 +52,12 @@ C = TypeVar("C", bound=StageConfig)
 
 
 def read_config(path: str | Path | None, cls: type[C], overrides: Mapping[str, Any] | None = None) -> C:
-    """Build a config of class ``cls`` from YAML and overrides.
+    """Build a config of class ``cls`` from YAML, a file here or a shipped one, and overrides.
 
     Raises :class:`ConfigError` with one line for every problem of the file and the overrides together.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    path = preset(path) if path else None
+    values = _read_yaml(path) if path else {}
     source = {key: str(path) for key in values} | {key: f"flag {flag_of(key)}" for key in overrides or {}}
     values |= overrides or {}
     problems, values = _plain_problems(cls, values, source)

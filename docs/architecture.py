@@ -1,4 +1,4 @@
-"""Write docs/modules.md from the modules' docstrings; with ``--check``, only say whether it is up to date."""
+"""Write docs/architecture.md from the modules' docstrings; with ``--check``, only say whether it is up to date."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "docs" / "modules.md"
+TABLE = ROOT / "docs" / "architecture.md"
 CONTRACTS = ("config", "inputs", "records", "prompt_builder", "sumo_interface")
-HEAD = """# Modules
+HEAD = """# Architecture
 
-Generated from the docstrings by `python docs/modules.py`; `make lint` checks it.
+Generated from the docstrings by `python docs/architecture.py`; `make lint` checks it.
+
+How it works, and why: [concepts](concepts.md). What follows is where it is.
 
 A file at the top of `grpo/` is a command or a contract that others build on; a folder is machinery. Each imports only
 from what stands below it in this list (`lint-imports`): commands; `inputs`, `learning`, `episodes`; `labels`;
@@ -55,7 +57,7 @@ def main() -> int:
     if "--check" not in sys.argv:
         TABLE.write_text(text, encoding="utf-8")
     elif not TABLE.is_file() or TABLE.read_text(encoding="utf-8") != text:
-        print("docs/modules.md is not what the docstrings say; run `python docs/modules.py`", file=sys.stderr)
+        print("docs/architecture.md is not what the docstrings say; run `python docs/architecture.py`", file=sys.stderr)
         return 1
     return 0
 
