@@ -3,7 +3,8 @@
 One episode is one policy on one scenario with one seed. Each simulation runs in a fresh process of its own
 (see ``episodes/episode.py``); each worker process loads a language model once. Finished episodes are kept in
 ``episodes.jsonl`` while the stage works, so that an interrupted run goes on where it stopped. Results are
-``evaluation.json``, ``evaluation.csv`` and ``evaluation.png`` in the output folder, and the table on stdout.
+``evaluation.json``, ``evaluation.csv``, ``evaluation.png`` and ``series.json`` (queue, delay and vehicles outside over
+time) in the output folder, and the table on stdout; with ``record`` also ``recordings/`` (``episodes/recording.py``).
 
 An episode whose process dies is tried once more in another one. Where episodes failed all the same, the results are
 written, the exit code is 3, and the run stays unfinished: the same command tries these episodes again.
@@ -12,6 +13,7 @@ written, the exit code is 3, and the run stays unfinished: the same command trie
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, suppress
@@ -26,6 +28,7 @@ from pydantic.dataclasses import dataclass
 
 from .config import RunSettings, SignalConfig, WorkerSettings, scenarios_in
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
+from .episodes.recording import packed
 from .episodes.report import Summary, flat, own_fault_lines, report_text, summarise, write_csv
 from .inputs import check_unchanged, inputs_of
 from .labels.counterfactual import RolloutSpec
@@ -48,7 +51,16 @@ from .system.errors import (
     UnreliableError,
     one_line,
 )
-from .system.files import check_held, checked_line, checked_lines, temporary_folder, write_json, write_text
+from .system.files import (
+    check_held,
+    checked_line,
+    checked_lines,
+    make_folder,
+    temporary_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from .system.run_folder import ABOUT_THE_FOLDER, claim_output, write_manifest
 from .system.settings import STRICT, Seed, refuse
 from .system.workers import WorkerDied, cause_of_death, run_isolated, tried_twice
@@ -80,6 +92,11 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
     episode_timeout_seconds: float = Field(
         default=900.0, gt=0, description="an episode that takes longer is recorded as failed"
     )
+    record: bool = Field(
+        default=False,
+        description="keep what the first seed of every scenario looked like, for `grpo report`: vehicles, signals, "
+        "decisions, and what the other answers would have led to",
+    )
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
@@ -96,6 +113,8 @@ _PROGRAMS: dict[str, ProgramKind] = {
 _SEARCH = RolloutSpec(rollout_policy="delay_balance", seconds=45, scope="neighbourhood")
 """How ``rollout`` judges an action; chosen on generated validation scenarios (docs/log: better-of-two-futures)."""
 EPISODES_LOG = "episodes.jsonl"
+RECORDINGS = "recordings"
+SERIES = "series.json"
 FREE_ON_RESUME = ("max_workers", "episode_timeout_seconds")
 """Settings that an interrupted run may change: the episodes are the same for all of them."""
 _LOADING_S = 300.0
@@ -154,11 +173,13 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     )
     owner = _owner(config)
     done = _read_kept(output / EPISODES_LOG, owner) if resumed else {}
+    recordings = _recordings(config, output, keys)
+    done = {key: episode for key, episode in done.items() if key not in recordings or recordings[key].is_file()}
     done |= {key: EpisodeResult(*key, error=refused[key.scenario]) for key in keys if key.scenario in refused}
     lines = [_line(episode, owner) for episode in done.values()]  # without the one at which a run was killed
     write_text(output / EPISODES_LOG, "".join(lines))
     with temporary_folder(output):
-        _run_missing(config, keys, scenarios, inputs["scenarios"], done, output / EPISODES_LOG)
+        _run_missing(config, keys, scenarios, inputs["scenarios"], done, recordings, output / EPISODES_LOG)
     check_unchanged(config, inputs)
 
     episodes = [done[key] for key in keys]
@@ -183,6 +204,7 @@ def _run_missing(
     scenarios: dict[str, Path],
     digests: dict[str, str],
     done: dict[EpisodeKey, EpisodeResult],
+    recordings: dict[EpisodeKey, Path],
     kept: Path,
 ) -> None:
     """Run the episodes that are not ``done`` yet, adding each to ``done`` and to the file ``kept``."""
@@ -191,9 +213,11 @@ def _run_missing(
     missing.sort(key=lambda key: (key.policy in BASELINES, list(dict.fromkeys(config.policy)).index(key.policy)))
     with (
         progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance,
-        closing(_play_all(config, missing, scenarios, digests)) as episodes,
+        closing(_play_all(config, missing, scenarios, digests, set(recordings))) as episodes,
     ):
-        for episode in episodes:
+        for episode, recording in episodes:
+            if recording is not None:
+                write_bytes(recordings[_key(episode)], recording)
             done[_key(episode)] = episode
             _append(kept, _line(episode, _owner(config)))
             measures = episode.measures
@@ -201,10 +225,26 @@ def _run_missing(
             advance(f"{episode.policy} on {episode.scenario}, seed {episode.seed}: {said}")
 
 
+def _recordings(config: EvaluationConfig, output: Path, keys: Sequence[EpisodeKey]) -> dict[EpisodeKey, Path]:
+    """Where the episodes that are to be recorded are kept; their folder is made."""
+    if not config.record:
+        return {}
+    make_folder(output, RECORDINGS)
+    places = ((key, output / RECORDINGS / f"{number:04d}.json.gz") for number, key in enumerate(keys))
+    return {key: place for key, place in places if key.seed == config.seeds[0]}
+
+
 def _play_all(
-    config: EvaluationConfig, keys: Sequence[EpisodeKey], scenarios: dict[str, Path], digests: dict[str, str]
-) -> Generator[EpisodeResult]:
-    """Play episodes in worker processes, as they end; one whose process dies is tried once more in another."""
+    config: EvaluationConfig,
+    keys: Sequence[EpisodeKey],
+    scenarios: dict[str, Path],
+    digests: dict[str, str],
+    recorded: set[EpisodeKey],
+) -> Generator[tuple[EpisodeResult, bytes | None]]:
+    """Play episodes in worker processes, as they end; one whose process dies is tried once more in another.
+
+    Those of ``recorded`` come with their recording.
+    """
     start = partial(
         run_isolated,
         _play,
@@ -212,19 +252,23 @@ def _play_all(
         timeout_s=config.episode_timeout_seconds + _LOADING_S,
         environment=_ENVIRONMENT,
     )
-    calls = [(config, key, scenarios[key.scenario], digests[key.scenario]) for key in keys]
+    calls = [(config, key, scenarios[key.scenario], digests[key.scenario], key in recorded) for key in keys]
     with closing(
         tried_twice(start, calls, again=lambda error: isinstance(error, WorkerDied | SimulatorCrash))
     ) as ended:
         for index, value, error in ended:
-            yield value if error is None else EpisodeResult(*keys[index], error=_cause(error))
+            yield value if error is None else (EpisodeResult(*keys[index], error=_cause(error)), None)
 
 
 # ---------------------------------------------------------------------- in a worker process
 
 
-def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path, files: str) -> EpisodeResult:
-    """Run one episode; raises :class:`GrpoError` where it fails, also where the scenario's digest is not ``files``."""
+def _play(
+    config: EvaluationConfig, key: EpisodeKey, sumocfg: Path, files: str, record: bool
+) -> tuple[EpisodeResult, bytes | None]:
+    """Run one episode, with its recording if asked; raises :class:`GrpoError` where it fails, also where the
+    scenario's digest is not ``files``.
+    """
     name, scenario, seed = key
     program = _PROGRAMS.get(name, "controlled")
     settings = SignalSettings.from_config(config)
@@ -236,7 +280,13 @@ def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path, files: str) 
     fallbacks = policy.fallbacks if policy else 0
     drive = run_episode(
         EpisodeSpec(
-            sumocfg, seed, program, settings, config.time_to_teleport, search=_SEARCH if name == ROLLOUT else None
+            sumocfg,
+            seed,
+            program,
+            settings,
+            config.time_to_teleport,
+            search=_SEARCH if name == ROLLOUT else None,
+            record=_SEARCH if record else None,
         ),
         policy,
         timeout_s=config.episode_timeout_seconds,
@@ -246,7 +296,8 @@ def _play(config: EvaluationConfig, key: EpisodeKey, sumocfg: Path, files: str) 
     if fell_back := (policy.fallbacks if policy else 0) - fallbacks:
         # A rule kept the lights going; its driving must not be counted as the model's.
         raise ModelError(f"the model gave no decision at {fell_back} of {drive.decisions} decision points")
-    return _result(key, drive)
+    recording = None if drive.recording is None else packed(key._asdict() | drive.recording)
+    return _result(key, drive), recording
 
 
 @lru_cache(maxsize=1)
@@ -266,7 +317,7 @@ def _result(key: EpisodeKey, drive: DriveResult) -> EpisodeResult:
     rounded: dict[str, Any] = {
         name: round(value, 4) for name, value in asdict(drive.measures).items() if isinstance(value, float)
     }
-    return EpisodeResult(*key, replace(drive.measures, **rounded), drive.decisions, p50, p99)
+    return EpisodeResult(*key, replace(drive.measures, **rounded), drive.decisions, p50, p99, series=drive.series)
 
 
 def _cause(error: BaseException) -> str:
@@ -355,6 +406,8 @@ def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Seq
 
     write_json(output / "evaluation.json", {"episodes": [*map(flat, episodes)], "summary": list(summary)})
     write_csv(output / "evaluation.csv", episodes)
+    series = [_key(episode)._asdict() | asdict(episode.series) for episode in episodes if episode.series is not None]
+    write_text(output / SERIES, "[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in series) + "\n]\n")
     draw_chart(output / "evaluation.png", episodes, summary)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from statistics import stdev
@@ -91,6 +91,8 @@ class Decision:
     """A policy's answer to one observation."""
 
     action: Action
+    p_extend: float | None = field(default=None, compare=False)
+    """Probability of ``yes`` against ``no``, of a language model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +411,25 @@ class TripMeasures:
     """Standing on foot, mean over them."""
     own_signal_faults: int
     """Changes from green to red without yellow that the network's own programs made, where they ran."""
+    spillback_s: int
+    """Seconds for which a road behind a light was full and somebody stood on it, summed over these roads
+    (``simulator/storage.py``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSeries:
+    """How an episode went over time: means over intervals of ``every_s`` simulated seconds, from ``begin_s`` on."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = _FINITE
+
+    begin_s: float
+    every_s: int
+    queue: tuple[float, ...]
+    """Standing vehicles on the road."""
+    delay: tuple[float, ...]
+    """Vehicle-seconds lost in a second: 1 - v/v_limit summed over vehicles, and one for each that waits to enter."""
+    outside: tuple[float, ...]
+    """Vehicles that are due and have found no room to enter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,3 +448,4 @@ class EpisodeResult:
     decision_ms_p99: float | None = None
     error: str | None = None
     """Why the episode failed, one line."""
+    series: EpisodeSeries | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from .simulator.monitor import Rules, Violation, judge, own_faults
 from .simulator.network import close_sumo, read_network, reseed_lanes, start_sumo, steps_per_second
 from .simulator.network_file import read_network_files
 from .simulator.signals import PROGRAM_ID, SignalSettings, programs_xml
+from .simulator.storage import Storage
 from .simulator.webster import webster_plans
 from .system.errors import ScenarioError, one_line
 
@@ -291,6 +292,27 @@ class TrafficSimulation:
         crossings = [pair for number in self.network.lights[junction_id].links.crossings for pair in groups[number]]
         lanes = [*self._areas[junction_id].lanes, *(lane for pair in crossings for lane in pair)]
         return frozenset(self.sumo.lane.getEdgeID(lane) for lane in lanes)
+
+    def surroundings(self, junction_id: str) -> list[str]:
+        """What to look at to see a light at work: its neighbourhood, and the roads across its junctions; sorted."""
+        groups = self.sumo.trafficlight.getControlledLinks(junction_id)
+        across = tuple({f"{via.rsplit('_', 2)[0]}_" for group in groups for _, _, via in group if via})
+        inside = [edge for edge in self.sumo.edge.getIDList() if across and edge.startswith(across)]
+        return sorted({*self.neighbourhood(junction_id), *inside})
+
+    def vehicles_on(self, edges: Iterable[str]) -> list[str]:
+        """Vehicles on some edges, in their order."""
+        return [name for edge in edges for name in self.sumo.edge.getLastStepVehicleIDs(edge)]
+
+    def behind_lights(self) -> Storage:
+        """The room on the edges behind all lights: where a queue that fills them blocks a junction."""
+        links = [
+            pair
+            for (name, light), groups in zip(self.network.lights.items(), self.network.links.values(), strict=True)
+            for number in light.links.vehicles
+            for pair in groups[number]
+        ]
+        return Storage(self.sumo, [self.sumo.lane.getEdgeID(outgoing) for _, outgoing in links])
 
     def measure(self, scope: frozenset[str] | None = None) -> Measurement:
         """Start counting an outcome from this instant, over the network or the edges of ``scope``."""

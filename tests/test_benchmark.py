@@ -170,7 +170,7 @@ def test_the_command_writes_tables_verdicts_and_chart(tmp_path: Path, answering_
     flags = ("--scenarios", tmp_path / "nets", "--output-dir", tmp_path / "out", "--seeds", 1, 2, "--max-workers", 2)
     assert benchmark(*flags, "--policy", "fixed_time", "pretrained", answering_model) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("evaluation.json", "evaluation.csv", "evaluation.png", "manifest.json", "run.json"),
+        *("evaluation.json", "evaluation.csv", "evaluation.png", "series.json", "manifest.json", "run.json"),
         *("benchmark.md", "verdicts.json", "benchmark.png"),
     }
     shown = capsys.readouterr()

@@ -30,7 +30,7 @@ from grpo.evaluation import EpisodeKey, EvaluationConfig
 from grpo.labels.counterfactual import RolloutSpec
 from grpo.models.folder import SHIPPED
 from grpo.policies.rules import BASELINES, PROGRAM_POLICIES, ROLLOUT, make_rule_policy
-from grpo.records import Action, Decision, EpisodeResult, Observation, TripMeasures
+from grpo.records import Action, Decision, EpisodeResult, Observation
 from grpo.simulator.network import scenario_digest
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
@@ -101,7 +101,7 @@ def test_policies_differ_on_the_same_traffic(finished: Path) -> None:
 
 def test_the_folder_is_finished_and_holds_table_and_chart(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        "evaluation.json", "evaluation.csv", "evaluation.png", "manifest.json", "run.json"
+        "evaluation.json", "evaluation.csv", "evaluation.png", "series.json", "manifest.json", "run.json"
     }  # fmt: skip
     manifest = json.loads((finished / "manifest.json").read_text())
     assert (manifest["stage"], manifest["episodes"]) == ("evaluate", 16)
@@ -215,7 +215,7 @@ def test_what_a_rule_decided_is_not_counted_as_the_models(scenarios: Path, monke
     monkeypatch.setattr(evaluation, "_language_model", lambda name: policy)
     with pytest.raises(ModelError, match=r"no decision at \d+ of \d+ decision points"):
         sumocfg = scenarios / "cross" / "cross.sumocfg"
-        evaluation._play(config, EpisodeKey("base", "cross", 1), sumocfg, scenario_digest(sumocfg))
+        evaluation._play(config, EpisodeKey("base", "cross", 1), sumocfg, scenario_digest(sumocfg), False)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ class Workers:
                 raise KeyboardInterrupt
             self.ran.append(key)
             error = self._error.get(key[0])
-            yield index, None if error else result(key, 10.0 + key[2]), error
+            yield index, None if error else (result(key, 10.0 + key[2]), None), error
 
 
 @pytest.fixture
@@ -417,7 +417,7 @@ def test_an_episode_on_other_traffic_than_the_stage_found_counts_for_nothing(sce
     sumocfg = scenarios / "cross" / "cross.sumocfg"
     config = EvaluationConfig(scenarios=[str(scenarios)], policy=["fixed_time"])
     with pytest.raises(UnreliableError, match="was changed while it was driven"):
-        evaluation._play(config, EpisodeKey("fixed_time", "cross", 1), sumocfg, "of other files")
+        evaluation._play(config, EpisodeKey("fixed_time", "cross", 1), sumocfg, "of other files", False)
 
 
 @pytest.mark.parametrize("stop_after", [6, None], ids=["interrupted", "to the end"])
@@ -605,7 +605,7 @@ def test_a_run_that_forks_is_the_run_that_takes_the_same_decisions(
     for folder in folders:
         folder.mkdir()
 
-    def forking() -> tuple[TripMeasures, list[list[Action]]]:
+    def forking() -> tuple[Any, list[list[Action]]]:
         taken: list[list[Action]] = []
         search = episode.better_actions
 

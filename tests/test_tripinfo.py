@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo.episodes.tripinfo import JAM_S, Observed, read_measures
+from grpo.records import EpisodeSeries
 from grpo.system.errors import ScenarioError
 
 TRIP = (
@@ -36,7 +37,8 @@ STATISTICS = '<statistics><teleports total="{}" jam="0"/><safety collisions="0" 
 def run(tmp_path: Path) -> Callable[..., Path]:
     def write(*trips: str, halting: tuple[int, ...] = (1, 3), teleports: int = 0) -> Path:
         steps = "".join(
-            f'<step time="{t}.00" running="5" waiting="0" halting="{h}" arrived="1"/>' for t, h in enumerate(halting)
+            f'<step time="{t}.00" running="5" waiting="2" halting="{h}" arrived="1" meanSpeedRelative="0.6"/>'
+            for t, h in enumerate(halting)
         )
         (tmp_path / "scu-tsc-tripinfo.xml").write_text(f"<tripinfos>{''.join(trips)}</tripinfos>")
         (tmp_path / "scu-tsc-summary.xml").write_text(f"<summary>{steps}</summary>")
@@ -47,9 +49,9 @@ def run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_unfinished_and_never_inserted_vehicles_count(run: Callable[..., Path]) -> None:
-    measures = read_measures(
+    measures, series = read_measures(
         run(ARRIVED, DRIVING, NEVER_INSERTED, teleports=3),
-        Observed(frozenset({"c"}), 2, people=4, people_waiting_s=10, own_signal_faults=3),
+        Observed(frozenset({"c"}), 2, people=4, people_waiting_s=10, own_signal_faults=3, spillback_s=7),
     )
     assert measures.avg_delay_s == pytest.approx((20.5 + 2 + 9.5 + 40) / 3)
     assert measures.avg_travel_time_s == pytest.approx((50 + 2 + 30 + 40) / 3)
@@ -58,11 +60,13 @@ def test_unfinished_and_never_inserted_vehicles_count(run: Callable[..., Path]) 
     assert (measures.throughput_veh, measures.not_inserted_veh, measures.stops) == (1, 1, 3)
     assert (measures.teleports, measures.emergency_brakings) == (3, 4)
     assert (measures.people, measures.avg_people_waiting_s, measures.own_signal_faults) == (4, 2.5, 3)
+    assert measures.spillback_s == 7
+    assert series == EpisodeSeries(0.0, 1, queue=(1, 3), delay=(4, 4), outside=(2, 2))  # 5 x 0.4 lost, 2 outside
 
 
 def test_a_vehicle_that_is_taken_out_on_its_way_has_not_arrived(run: Callable[..., Path]) -> None:
     taken = ARRIVED.replace('id="a"', 'id="z"').replace('vaporized=""', 'vaporized="calibrator"')
-    assert read_measures(run(ARRIVED, taken), NOBODY).throughput_veh == 1
+    assert read_measures(run(ARRIVED, taken), NOBODY)[0].throughput_veh == 1
 
 
 def test_vehicles_due_after_the_end_do_not_count(run: Callable[..., Path]) -> None:
@@ -110,8 +114,22 @@ def test_output_that_is_missing_or_cut_short_is_an_error(run: Callable[..., Path
 )
 def test_a_jam_is_somebody_who_stands_or_cannot_enter_for_five_minutes(observed, trips, jammed, run) -> None:
     """Also where all else flows and vehicles arrive to the end."""
-    assert read_measures(run(*trips), observed).jammed is jammed
+    assert read_measures(run(*trips), observed)[0].jammed is jammed
 
 
 def test_vehicles_that_are_taken_off_the_road_because_they_were_stuck_are_a_jam(run: Callable[..., Path]) -> None:
-    assert read_measures(run(ARRIVED, teleports=1), NOBODY).jammed
+    assert read_measures(run(ARRIVED, teleports=1), NOBODY)[0].jammed
+
+
+def test_a_long_run_is_drawn_in_120_intervals_at_most(run: Callable[..., Path]) -> None:
+    _, series = read_measures(run(ARRIVED, halting=tuple(range(601))), NOBODY)
+    assert series.every_s == 6 and len(series.queue) == 101
+    assert series.queue[:2] == (2.5, 8.5) and series.queue[-1] == 600  # the last interval is a single second
+
+
+def test_an_empty_network_loses_nothing(run: Callable[..., Path]) -> None:
+    folder = run(ARRIVED)
+    (folder / "scu-tsc-summary.xml").write_text(
+        '<summary><step time="5.00" running="0" waiting="0" halting="0" meanSpeedRelative="-1.00"/></summary>'
+    )
+    assert read_measures(folder, NOBODY)[1] == EpisodeSeries(5.0, 1, (0,), (0,), (0,))

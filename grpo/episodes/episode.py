@@ -20,19 +20,32 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from ..labels.counterfactual import Counterfactuals, RolloutSpec
 from ..policies.rules import Policy
-from ..records import Action, Observation, TripMeasures, advantage_of_extending, best_of, mean_outcomes, time_text
+from ..prompt_builder import DEFAULT_FORMAT
+from ..records import (
+    Action,
+    Decision,
+    EpisodeSeries,
+    Observation,
+    TripMeasures,
+    advantage_of_extending,
+    best_of,
+    mean_outcomes,
+    time_text,
+)
 from ..simulator.monitor import first_of_each
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import ProgramKind, TrafficSimulation
 from ..system.errors import GrpoError, ScenarioError, SimulatorCrash
 from ..system.forks import CHEAP_FORKS, BranchError
 from ..system.workers import cause_of_death, die_with_parent
+from .recording import DecisionRow, Recorder, Recording, about_decisions, decision_row
 from .tripinfo import OUTPUTS, Observed, read_measures
 
 _LOOK_S = 10
@@ -51,15 +64,19 @@ class EpisodeSpec:
     """Seconds; -1 is never."""
     search: RolloutSpec | None = None
     """Decide by the better of both simulated futures, judged over this horizon; no policy is asked then."""
+    record: RolloutSpec | None = None
+    """Record what happens, and what the other answers would have led to over this horizon."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriveResult:
-    """What an episode gave: the traffic measures, and how long each batch of decisions took."""
+    """What an episode gave: the traffic measures, and how long each batch of decisions took (ms)."""
 
     measures: TripMeasures
+    series: EpisodeSeries
     decisions: int
     batch_ms: list[float]
+    recording: Recording | None
 
 
 def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float) -> DriveResult:
@@ -72,7 +89,7 @@ def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float
     # The hash seed is fixed and the import path is ours: nothing of the caller's state reaches the simulation.
     environment = (
         os.environ
-        | (CHEAP_FORKS if episode.search else {})
+        | (CHEAP_FORKS if episode.search or episode.record else {})
         | {
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
@@ -92,7 +109,7 @@ def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float
             theirs.close()
             try:
                 ours.send((episode, Path(folder)))
-                return _serve(ours, policy, deadline, timeout_s)
+                return _serve(ours, episode, policy, deadline, timeout_s)
             except ConnectionError:
                 ours.close()
                 child.wait()
@@ -103,10 +120,22 @@ def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float
                 child.wait()
 
 
-def _serve(connection: Connection, policy: Policy | None, deadline: float, timeout_s: float) -> DriveResult:
+def _serve(
+    connection: Connection, episode: EpisodeSpec, policy: Policy | None, deadline: float, timeout_s: float
+) -> DriveResult:
     """Answer the simulation's questions until it sends its measures; raises ``ConnectionError`` where it dies."""
-    decisions = 0
+    decisions: list[DecisionRow] = []
+    asked = 0
+    prompt_format = getattr(policy, "prompt_format", None)
     batch_ms: list[float] = []
+
+    def note(due: Sequence[Observation], answers: Sequence[Decision], milliseconds: float) -> None:
+        nonlocal asked
+        asked += len(due)
+        batch_ms.append(milliseconds)
+        if episode.record:
+            decisions.extend(map(partial(decision_row, prompt_format=prompt_format or DEFAULT_FORMAT), due, answers))
+
     while True:
         if not connection.poll(max(0.0, deadline - time.monotonic())):
             raise ScenarioError(f"took longer than {timeout_s:g} s; raise episode_timeout_seconds")
@@ -117,16 +146,16 @@ def _serve(connection: Connection, policy: Policy | None, deadline: float, timeo
         if kind == "failed":
             raise content
         if kind == "measures":
-            return DriveResult(content, decisions, batch_ms)
+            measures, series, recording = content
+            if recording is not None:
+                recording |= about_decisions(decisions, recording["begin"], prompt_format)
+            return DriveResult(measures, series, asked, batch_ms, recording)
         if kind == "decided":
-            count, milliseconds = content
-            decisions += count
-            batch_ms.append(milliseconds)
+            note(*content)
             continue
         start = time.perf_counter()
         answers = policy.decide(content) if policy is not None else []
-        batch_ms.append(1000.0 * (time.perf_counter() - start))
-        decisions += len(answers)
+        note(content, answers, 1000.0 * (time.perf_counter() - start))
         connection.send([answer.action for answer in answers])
 
 
@@ -138,12 +167,14 @@ def _crash_message(episode: EpisodeSpec, code: int, said: str) -> str:
 # ---------------------------------------------------------------------- in the simulation's own process
 
 
-def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasures:
+def simulate(
+    episode: EpisodeSpec, folder: Path, connection: Any
+) -> tuple[TripMeasures, EpisodeSeries, Recording | None]:
     """Simulate ``episode``, asking over ``connection`` for the actions of every second's batch of due lights."""
     arguments = list(OUTPUTS)
     if episode.time_to_teleport >= 0:
         arguments += ["--time-to-teleport", str(episode.time_to_teleport)]
-    people_waiting_s, longest_standing_s = 0, 0.0
+    people_waiting_s, longest_standing_s, spillback_s = 0, 0.0, 0
     files_in = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     with TrafficSimulation(
         episode.sumocfg,
@@ -153,8 +184,10 @@ def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasure
         extra_args=arguments,
         files_in=files_in,
     ) as simulation:
-        if episode.search:
+        if episode.search or episode.record:
             _keep_from_branches(folder)
+        recorder = Recorder(simulation, episode.record) if episode.record else None
+        behind_lights = simulation.behind_lights()
         while not simulation.finished:
             if connection.poll():  # nothing is ever sent unasked: the caller is gone
                 raise SystemExit(1)
@@ -162,13 +195,19 @@ def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasure
                 if episode.search:
                     start = time.perf_counter()
                     actions = better_actions(simulation, due, episode.search)
-                    connection.send(("decided", (len(due), 1000.0 * (time.perf_counter() - start))))
+                    took_ms = 1000.0 * (time.perf_counter() - start)
+                    connection.send(("decided", (due, [Decision(action) for action in actions], took_ms)))
                 else:
                     connection.send(("due", due))
                     actions = connection.recv()
+                if recorder:
+                    recorder.decided(due, actions)
                 for observation, action in zip(due, actions, strict=True):
                     simulation.apply(observation.junction_id, action)
             simulation.step()
+            if recorder:
+                recorder.second()
+            spillback_s += behind_lights.full()
             people_waiting_s += simulation.standing_people()
             if simulation.finished or simulation.time % _LOOK_S < 1:
                 longest_standing_s = max(longest_standing_s, simulation.longest_standing_s())
@@ -180,10 +219,12 @@ def simulate(episode: EpisodeSpec, folder: Path, connection: Any) -> TripMeasure
             people=simulation.events.people,
             people_waiting_s=people_waiting_s,
             own_signal_faults=len(own_faults),
+            spillback_s=spillback_s,
         )
+        recording = recorder.content() if recorder else None
     if violations:
         raise ScenarioError(f"the signals broke their rules: {first_of_each(violations)}")
-    return read_measures(folder, observed)
+    return *read_measures(folder, observed), recording
 
 
 def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], horizon: RolloutSpec) -> list[Action]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -352,7 +352,8 @@ def _column(entries: Sequence[Summary], measure: str, _: str, decimals: int, bet
 
 def flat(episode: EpisodeResult) -> dict[str, Any]:
     """An episode as one level of names and values; what is not known is ``None``."""
-    record = asdict(episode)
+    record = asdict(replace(episode, series=None))
+    del record["series"]
     measures = record.pop("measures") or {field.name: None for field in fields(TripMeasures)}
     first = {name: record.pop(name) for name in ("policy", "scenario", "seed")}
     return first | measures | record

@@ -7,12 +7,14 @@ still driving, and the ones that never found room to enter. Time counts from the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple, Self
 from xml.etree import ElementTree
 
-from ..records import TripMeasures
+from ..records import EpisodeSeries, TripMeasures
 from ..system.errors import ScenarioError
 
 JAM_S = 300.0
@@ -51,9 +53,10 @@ class Observed:
     people_waiting_s: int = 0
     """Standing people summed over seconds."""
     own_signal_faults: int = 0
+    spillback_s: int = 0
 
 
-def read_measures(folder: Path, observed: Observed) -> TripMeasures:
+def read_measures(folder: Path, observed: Observed) -> tuple[TripMeasures, EpisodeSeries]:
     """Read the files of a closed run.
 
     Raises :class:`ScenarioError` where a file is missing or cut short, where no vehicle was to depart, and for a
@@ -84,14 +87,14 @@ def read_measures(folder: Path, observed: Observed) -> TripMeasures:
         )
     if vehicles == 0:
         raise ScenarioError("no vehicle was to depart before the end; check the routes and the begin and end times")
-    halting = [int(step["halting"]) for step in _elements(folder / _SUMMARY, "step")]
+    seconds = [_Second.of(step) for step in _elements(folder / _SUMMARY, "step")]
     teleports = int(next(_elements(folder / _STATISTICS, "teleports"))["total"])
     safety = next(_elements(folder / _STATISTICS, "safety"))
     measures = TripMeasures(
         avg_delay_s=delay / vehicles,
         avg_travel_time_s=travel / vehicles,
         avg_waiting_s=waiting / vehicles,
-        avg_queue_veh=sum(halting) / max(1, len(halting)),
+        avg_queue_veh=sum(second.queue for second in seconds) / max(1, len(seconds)),
         throughput_veh=arrived,
         not_inserted_veh=not_inserted,
         stops=stops,
@@ -101,11 +104,44 @@ def read_measures(folder: Path, observed: Observed) -> TripMeasures:
         people=observed.people,
         avg_people_waiting_s=observed.people_waiting_s / observed.people if observed.people else 0.0,
         own_signal_faults=observed.own_signal_faults,
+        spillback_s=observed.spillback_s,
     )
     for name, value in asdict(measures).items():
         if not math.isfinite(value):
             raise ScenarioError(f"{name} is {value}: SUMO's output holds a number that is none")
-    return measures
+    return measures, _series(seconds)
+
+
+class _Second(NamedTuple):
+    """What SUMO's summary says of one step."""
+
+    time: float
+    queue: float
+    delay: float
+    outside: float
+
+    @classmethod
+    def of(cls, step: Mapping[str, str]) -> Self:
+        outside, share = float(step["waiting"]), float(step["meanSpeedRelative"])
+        lost = int(step["running"]) * max(0.0, 1 - share) if share >= 0 else 0.0  # -1: nobody is there
+        return cls(float(step["time"]), float(step["halting"]), lost + outside, outside)
+
+
+_MOST_POINTS = 120
+"""Of a series: more cannot be told apart in a chart."""
+
+
+def _series(seconds: Sequence[_Second]) -> EpisodeSeries:
+    """The steps in intervals of equal length; the last one may be shorter."""
+    begin, end = (seconds[0].time, seconds[-1].time + 1) if seconds else (0.0, 1.0)
+    every = math.ceil((end - begin) / _MOST_POINTS)
+    parts: dict[int, list[_Second]] = {}
+    for second in seconds:
+        parts.setdefault(int((second.time - begin) // every), []).append(second)
+    queue, delay, outside = (
+        tuple(round(fmean(second[column] for second in part), 2) for part in parts.values()) for column in (1, 2, 3)
+    )
+    return EpisodeSeries(begin, every, queue, delay, outside)
 
 
 def _elements(path: Path, tag: str) -> Iterator[Mapping[str, str]]:

@@ -69,7 +69,7 @@ class LanguageModelPolicy:
                 raise ModelError("the model's logits are not finite numbers; give another model")
             self.fallbacks += 1
             return self._rule.decide([observation])[0]
-        return Decision("yes" if p_extend >= 0.5 else "no")
+        return Decision("yes" if p_extend >= 0.5 else "no", p_extend)
 
 
 def resolve_policy(name: str) -> str:

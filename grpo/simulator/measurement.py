@@ -59,7 +59,7 @@ class Events:
         return int(self._sumo.simulation.getParameter("", "stats.safety.emergencyBraking") or 0)
 
 
-class _Second(NamedTuple):
+class Second(NamedTuple):
     """What one simulated second added."""
 
     delay: float
@@ -83,7 +83,7 @@ class Measurement:
         self._sumo = sumo
         self._events = events
         self._edges = None if scope is None else sorted(scope)
-        self._seconds: list[_Second] = []
+        self._seconds: list[Second] = []
         self._brakings = events.brakings
         self._halting: set[str] = set()
         self._present: Set[str] = frozenset()
@@ -94,6 +94,11 @@ class Measurement:
         """Seconds recorded so far."""
         return len(self._seconds)
 
+    @property
+    def newest(self) -> Second:
+        """What the last recorded second added."""
+        return self._seconds[-1]
+
     def record(self) -> None:
         """Add the second that was just simulated."""
         halting, present = self._halting, self._present
@@ -103,7 +108,7 @@ class Measurement:
         if self._edges is not None:
             brakings = min(brakings, self._count(events.braked, present))
         self._seconds.append(
-            _Second(
+            Second(
                 delay=delay + self._waiting_for_insertion(),
                 queue=len(self._halting),
                 stops=len(self._halting - halting),

@@ -60,15 +60,20 @@ def write_text(path: Path, text: str) -> None:
     Its folder must be there. The temporary name is this call's own: on a cluster a node that was given up may still
     write the same file.
     """
-    _write(path, [text])
+    _write(path, [text.encode()])
 
 
-def _write(path: Path, texts: Iterable[str]) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, as :func:`write_text` does."""
+    _write(path, [content])
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> None:
     check_held(path)
     temporary = temporary_name(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(texts)
+        with temporary.open("wb") as file:
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())  # or a power cut might leave an empty file under the final name
         os.replace(temporary, path)
@@ -191,7 +196,7 @@ def write_json_list(path: Path, groups: Iterable[Sequence[Any]]) -> None:
                 before = ",\n"
         yield "[]\n" if before == "[\n" else "\n]\n"
 
-    _write(path, texts())
+    _write(path, map(str.encode, texts()))
 
 
 @contextlib.contextmanager

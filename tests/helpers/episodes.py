@@ -29,6 +29,7 @@ def episode(policy: str, scenario: str, seed: int, delay: float | None, **change
         people=0,
         avg_people_waiting_s=0.0,
         own_signal_faults=0,
+        spillback_s=0,
     )
     times = (100, 1.5, 4.0) if policy == MODEL else (0,)
     return EpisodeResult(policy, scenario, seed, replace(measures, **changes), *times)
