@@ -6,6 +6,7 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+LOADS := $(VENV)/loads
 
 .PHONY: demo pretrained quick test lint install clean
 
@@ -18,14 +19,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
-install: $(READY)
+# SUMO's packages leave four shared libraries to the system: brought once, where they are missing and that is allowed.
+$(LOADS): $(READY)
+	@$(BIN)/python -m grpo.simulator.libraries
+	@touch $@
+
+install: $(LOADS)
 
 # The whole pipeline on generated traffic: scenarios, data, SFT, GRPO, evaluation on held-out traffic.
-demo: $(READY)
+demo: $(LOADS)
 	$(BIN)/grpo pipeline config/demo
 
 # The shipped controller again: networks, a larger model and labels of its driving, SFT and GRPO of the small one. Hours on a CPU.
-pretrained: $(READY)
+pretrained: $(LOADS)
 	$(BIN)/grpo pipeline config/pretrained
 
 lint: $(READY)
@@ -37,10 +43,10 @@ lint: $(READY)
 	$(BIN)/python docs/architecture.py --check
 
 # The pure parts, for the desk: under a minute.
-quick: $(READY)
+quick: $(LOADS)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test: lint
+test: $(LOADS) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Leaves data/, model/ and results/ alone: they may hold work of days.

@@ -11,6 +11,10 @@ GROUPS = {
     "your network": {
         "check": ("check", "what would be controlled in your scenario, what not, why, and what it costs"),
         "evaluate": ("evaluation", "compare controllers on the same traffic, in closed loop"),
+        "replay": ("replay", "watch controllers drive your scenario side by side, in the browser"),
+        "report": ("report", "one HTML file of what was evaluated, recorded, trained and labelled"),
+        "tune": ("tune", "let the shipped model go on learning on your network, and see whether it gained"),
+        "init": ("init", "commented configs of the whole way, fitted to your network and your time"),
     },
     "training": {
         "generate": ("generate", "simulate both actions at sampled decision points: the dataset"),
@@ -18,6 +22,10 @@ GROUPS = {
         "sft": ("sft_training", "teach the answer format and a first policy"),
         "train": ("training", "GRPO from an SFT model"),
         "export": ("export", "a trained model for others to run: merged, adapter or GGUF"),
+    },
+    "this machine": {
+        "doctor": ("doctor", "what it has, what it lacks, for what, and the command that brings it"),
+        "completion": ("completion", "a script with which bash, zsh or fish completes all this"),
     },
     "research": {
         "scenarios": ("scenarios", "generate a suite of synthetic SUMO scenarios"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from .models.tokenizer import build_tokenizer
 from .prompt_builder import ANSWERS, PromptFormat, ask, build_prompt, parse_answer
 from .records import Observation
 from .system.command_line import parse_config
-from .system.console import say
+from .system.console import clock, finished, say
 from .system.errors import ModelError
 from .system.run_folder import claim_output, write_manifest
 from .system.settings import STRICT, refuse
@@ -212,8 +213,6 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
     """Both parts, each with its own warm-up and cosine; progress goes to stderr."""
     import torch
 
-    from .learning.progress import clock
-
     device = model.device
     batches = Batches(tokenizer, config)
     loader: Any = torch.utils.data.DataLoader(
@@ -314,6 +313,9 @@ def main(argv: list[str] | None = None) -> int:
     claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished)
     import torch
 
+    from .learning.progress import quiet_libraries
+
+    quiet_libraries()
     started = time.monotonic()
     tokenizer = build_tokenizer(formats_of(config), fact_words(config.prompt_fields))
     model = build_model(config, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -325,4 +327,12 @@ def main(argv: list[str] | None = None) -> int:
     parameters = sum(weights.numel() for weights in model.parameters())
     write_manifest(folder, config.STAGE, config.to_dict(), parameters=parameters, minutes=round(minutes, 1), **measured)
     print(json.dumps({"parameters": parameters, **measured}, indent=1))
+    finished(
+        config.STAGE,
+        made=f"a model of {parameters:,} parameters",
+        where=folder,
+        seconds=time.monotonic() - started,
+        good=f"valid format {measured['valid_format']:.1%}, agreement with the prior {measured['prior_agreement']:.1%}",
+        then=[f"grpo sft --model-path {shlex.quote(config.output_dir)}"],
+    )
     return 0

@@ -13,7 +13,9 @@ models are shown but not judged against. Besides the files of `grpo evaluate`: `
 
 from __future__ import annotations
 
-import sys
+import json
+import shlex
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,9 +33,11 @@ from .episodes.report import (
     NOT_CLEAR,
     TOO_FEW,
     Summary,
+    best_line,
     display_names,
     incomplete_lines,
     interval_text,
+    json_text,
     summarise,
 )
 from .evaluation import EvaluationConfig, Results, evaluate, exit_code, print_failures
@@ -41,6 +45,7 @@ from .policies.rules import BASELINES, ROLLOUT
 from .records import EpisodeResult
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.command_line import parse_config
+from .system.console import finished, wants_json
 from .system.files import write_json, write_text
 from .system.settings import STRICT, Seed
 
@@ -306,10 +311,22 @@ def _write(given: Sequence[str], output: Path, results: Results) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(BenchmarkConfig, argv)
-    episodes, _ = evaluate(config, partial(_write, config.scenarios))
-    print((Path(config.output_dir) / "benchmark.md").read_text(encoding="utf-8"))
+    start, folder = time.monotonic(), Path(config.output_dir)
+    episodes, summary = evaluate(config, partial(_write, config.scenarios))
+    verdicts = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
+    if wants_json():
+        print(json_text(config.output_dir, episodes, summary, verdicts=verdicts))
+    else:
+        print((folder / "benchmark.md").read_text(encoding="utf-8"))
     print_failures(episodes)
-    print(
-        f"results in {config.output_dir}: benchmark.md, benchmark.png, verdicts.json, evaluation.json", file=sys.stderr
+    below = sum(verdict["below_all"] == "yes" for verdict in verdicts)
+    worked = sum(episode.error is None for episode in episodes)
+    finished(
+        config.STAGE,
+        made=f"{worked} of {len(episodes)} episodes: benchmark.md, benchmark.png, verdicts.json, evaluation.json",
+        where=folder,
+        seconds=time.monotonic() - start,
+        good=f"clearly below every rule in {below} of {len(verdicts)} comparisons" if verdicts else best_line(summary),
+        then=[f"grpo report {shlex.quote(config.output_dir)}"],
     )
     return exit_code(episodes)

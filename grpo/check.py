@@ -21,7 +21,7 @@ from .episodes.preflight import LightReport, Report, examine
 from .simulator.scenario_files import find_scenarios
 from .simulator.signals import SignalSettings
 from .system.command_line import parse_config
-from .system.console import table, terminal_width
+from .system.console import table, terminal_width, wants_json
 from .system.errors import GrpoError
 from .system.settings import STRICT, refuse
 
@@ -32,9 +32,9 @@ class CheckConfig(SignalConfig):
 
     STAGE: ClassVar[str] = "check"
     POSITIONAL: ClassVar[str | None] = "scenarios"
+    PRINTS_JSON: ClassVar[bool] = True
     scenarios: list[str] = scenarios_in("data/scenarios/test")
     seconds: int = Field(default=120, ge=1, le=86_400, description="simulated seconds of the short run")
-    json: bool = Field(default=False, description="print JSON for programs instead of tables")
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
@@ -97,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
             reports.append(examine(sumocfg, settings, seconds=config.seconds))
         except GrpoError as error:
             reports.append(Report(str(sumocfg), error=str(error)))
-        if not config.json and reports[-1].begin is not None:
+        if not wants_json() and reports[-1].begin is not None:
             print_report(reports[-1])
-    if config.json:
+    if wants_json():
         print(json.dumps([asdict(report) for report in reports], ensure_ascii=False, indent=1))
     errors = [report.error for report in reports if report.error]
     for line in errors:

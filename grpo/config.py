@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
 from .records import OUTCOME_TERMS
-from .system.settings import STRICT, C, Seed, StageConfig, read_config, refuse
+from .system.settings import STRICT, C, FolderSettings, Seed, StageConfig, read_config, refuse
 
 # ---------------------------------------------------------------------- shared by several stages
 
@@ -34,15 +34,10 @@ def scenarios_in(folder: str) -> Any:
 
 
 @dataclass(frozen=True, config=STRICT)
-class RunSettings(StageConfig):
+class RunSettings(FolderSettings):
     """Run."""
 
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of every random choice of this stage")
-    if_finished: Literal["stop", "move_aside"] = Field(
-        default="stop",
-        description="what to do where the output folder holds a finished run: "
-        "`stop` with an error, or `move_aside` (rename the old folder to NAME.1, NAME.2, ...)",
-    )
 
 
 @dataclass(frozen=True, config=STRICT)

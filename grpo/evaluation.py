@@ -14,22 +14,26 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from .config import RunSettings, SignalConfig, WorkerSettings, scenarios_in
+from .episodes.advice import advice_lines
 from .episodes.episode import DriveResult, EpisodeSpec, run_episode
-from .episodes.recording import packed
-from .episodes.report import Summary, flat, own_fault_lines, report_text, summarise, write_csv
+from .episodes.kept import append_kept, kept_line, read_kept
+from .episodes.recording import ALLOWANCE_S, packed, read_recording
+from .episodes.report import Summary, best_line, flat, json_text, own_fault_lines, report_text, summarise, write_csv
 from .inputs import check_unchanged, inputs_of
 from .labels.counterfactual import RolloutSpec
 from .models.folder import SHIPPED, is_local, resolve_model
@@ -40,21 +44,18 @@ from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
 from .sumo_interface import ProgramKind
 from .system.command_line import parse_config
-from .system.console import progress_bar, terminal_width
+from .system.console import finished, progress_bar, say, terminal_width, wants_json
 from .system.errors import (
     ConfigError,
+    DataError,
     GrpoError,
     ModelError,
-    OutputError,
     ScenarioError,
     SimulatorCrash,
     UnreliableError,
     one_line,
 )
 from .system.files import (
-    check_held,
-    checked_line,
-    checked_lines,
     make_folder,
     temporary_folder,
     write_bytes,
@@ -71,6 +72,7 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
     """Settings of `grpo evaluate`: closed loop, every policy on the same traffic."""
 
     STAGE: ClassVar[str] = "evaluate"
+    PRINTS_JSON: ClassVar[bool] = True
     POSITIONAL: ClassVar[str | None] = "scenarios"
     scenarios: list[str] = scenarios_in("data/scenarios/test")
     policy: list[str] = Field(
@@ -172,11 +174,11 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         reads=[*policies, *(file for path in scenarios.values() for file in scenario_files(path))],
     )
     owner = _owner(config)
-    done = _read_kept(output / EPISODES_LOG, owner) if resumed else {}
+    done = {_key(one): one for one in read_kept(output / EPISODES_LOG, owner)} if resumed else {}
     recordings = _recordings(config, output, keys)
-    done = {key: episode for key, episode in done.items() if key not in recordings or recordings[key].is_file()}
+    done = {key: episode for key, episode in done.items() if key not in recordings or _is_whole(recordings[key])}
     done |= {key: EpisodeResult(*key, error=refused[key.scenario]) for key in keys if key.scenario in refused}
-    lines = [_line(episode, owner) for episode in done.values()]  # without the one at which a run was killed
+    lines = [kept_line(episode, owner) for episode in done.values()]  # without the one at which a run was killed
     write_text(output / EPISODES_LOG, "".join(lines))
     with temporary_folder(output):
         _run_missing(config, keys, scenarios, inputs["scenarios"], done, recordings, output / EPISODES_LOG)
@@ -210,7 +212,10 @@ def _run_missing(
     """Run the episodes that are not ``done`` yet, adding each to ``done`` and to the file ``kept``."""
     missing = [key for key in keys if key not in done]
     # Language models first: their episodes are the long ones, and a worker changes its model as seldom as can be.
-    missing.sort(key=lambda key: (key.policy in BASELINES, list(dict.fromkeys(config.policy)).index(key.policy)))
+    order = list(dict.fromkeys(config.policy))
+    missing.sort(key=lambda key: (key not in recordings, key.policy in BASELINES, order.index(key.policy)))
+    if not recordings.keys().isdisjoint(missing):
+        say("to record takes most of the time: both answers are simulated at every decision, or at a share of them")
     with (
         progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance,
         closing(_play_all(config, missing, scenarios, digests, set(recordings))) as episodes,
@@ -219,7 +224,7 @@ def _run_missing(
             if recording is not None:
                 write_bytes(recordings[_key(episode)], recording)
             done[_key(episode)] = episode
-            _append(kept, _line(episode, _owner(config)))
+            append_kept(kept, kept_line(episode, _owner(config)))
             measures = episode.measures
             said = f"{measures.avg_delay_s:.1f} s/veh" if measures else f"failed: {episode.error}"
             advance(f"{episode.policy} on {episode.scenario}, seed {episode.seed}: {said}")
@@ -232,6 +237,13 @@ def _recordings(config: EvaluationConfig, output: Path, keys: Sequence[EpisodeKe
     make_folder(output, RECORDINGS)
     places = ((key, output / RECORDINGS / f"{number:04d}.json.gz") for number, key in enumerate(keys))
     return {key: place for key, place in places if key.seed == config.seeds[0]}
+
+
+def _is_whole(recording: Path) -> bool:
+    try:
+        return bool(read_recording(recording))
+    except DataError:
+        return False
 
 
 def _play_all(
@@ -249,7 +261,7 @@ def _play_all(
         run_isolated,
         _play,
         max_workers=config.max_workers,
-        timeout_s=config.episode_timeout_seconds + _LOADING_S,
+        timeout_s=config.episode_timeout_seconds + _LOADING_S + (ALLOWANCE_S if recorded else 0),
         environment=_ENVIRONMENT,
     )
     calls = [(config, key, scenarios[key.scenario], digests[key.scenario], key in recorded) for key in keys]
@@ -368,44 +380,17 @@ def _load(name: str) -> None:
 # ---------------------------------------------------------------------- output
 
 
-_EPISODE = TypeAdapter(EpisodeResult)
-
-
 def _owner(config: EvaluationConfig) -> str:
     """What episodes are kept for: under other settings they would be other ones."""
     free = (*FREE_ON_RESUME, *ABOUT_THE_FOLDER)
     return repr({name: value for name, value in config.to_dict().items() if name not in free})
 
 
-def _line(episode: EpisodeResult, owner: str) -> str:
-    """An episode as it is kept."""
-    return checked_line(_EPISODE.dump_json(episode).decode(), of=owner)
-
-
-def _append(path: Path, line: str) -> None:
-    check_held(path)
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None
-
-
-def _read_kept(path: Path, owner: str) -> dict[EpisodeKey, EpisodeResult]:
-    """The episodes of an interrupted run that worked; failed ones and damaged lines are played again."""
-    kept = {}
-    for text in checked_lines(path, of=owner):
-        with suppress(ValueError):  # of another version of this program
-            episode = _EPISODE.validate_json(text or b"")
-            kept[_key(episode)] = episode
-    return {key: episode for key, episode in kept.items() if episode.error is None}
-
-
 def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Sequence[Summary]) -> None:
     from .episodes.chart import draw_chart
 
     write_json(output / "evaluation.json", {"episodes": [*map(flat, episodes)], "summary": list(summary)})
-    write_csv(output / "evaluation.csv", episodes)
+    write_csv(output / "evaluation.csv", [flat(episode) for episode in episodes])
     series = [_key(episode)._asdict() | asdict(episode.series) for episode in episodes if episode.series is not None]
     write_text(output / SERIES, "[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in series) + "\n]\n")
     draw_chart(output / "evaluation.png", episodes, summary)
@@ -414,12 +399,26 @@ def _write_results(output: Path, episodes: Sequence[EpisodeResult], summary: Seq
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(EvaluationConfig, argv)
+    start = time.monotonic()
     episodes, summary = evaluate(config)
-    print(report_text(summary, width=terminal_width()))
+    if wants_json():
+        print(json_text(config.output_dir, episodes, summary))
+    else:
+        print(report_text(summary, width=terminal_width()))
+        if advice := advice_lines(episodes, unique_names(find_scenarios(config.scenarios))):
+            print("", *advice, sep="\n")
     print_failures(episodes)
     for line in own_fault_lines(episodes):
-        print(f"note: {line}", file=sys.stderr)
-    print(f"results in {config.output_dir}: evaluation.json, evaluation.csv, evaluation.png", file=sys.stderr)
+        say(f"note: {line}")
+    worked = sum(episode.error is None for episode in episodes)
+    finished(
+        config.STAGE,
+        made=f"{worked} of {len(episodes)} episodes: evaluation.json, evaluation.csv, evaluation.png",
+        where=config.output_dir,
+        seconds=time.monotonic() - start,
+        good=best_line(summary),
+        then=[f"grpo report {shlex.quote(config.output_dir)}"],
+    )
     return exit_code(episodes)
 
 

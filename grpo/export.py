@@ -11,7 +11,9 @@ both sides compute in fp32, so what is compared is what was stored.
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from .policies.torch_scorer import TorchScorer
 from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, as_conversation, question
 from .records import Observation, dataset_files, observation_of, read_rows
 from .system.command_line import parse_config
-from .system.console import say
+from .system.console import finished, say
 from .system.errors import ConfigError, DataError, ModelError, UnreliableError
 from .system.files import disk_errors, temporary_name, write_json, write_text
 from .system.run_folder import check_output, claim_output, write_manifest
@@ -110,7 +112,7 @@ def export(config: ExportConfig) -> Path:
     :class:`UnreliableError` where the export decides otherwise than the model. All that can be refused is refused
     before the output folder is touched.
     """
-    folder = Path(config.output_dir)
+    start, folder = time.monotonic(), Path(config.output_dir)
     check_training_stack(config.STAGE)
     if folder.resolve() == Path(config.model_path).resolve():
         raise ConfigError([f"output_dir: {folder} is also model_path; give the export another folder"])
@@ -155,6 +157,16 @@ def export(config: ExportConfig) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     write_manifest(folder, config.STAGE, config.to_dict(), weights=weights, gate=gate)
+    loads = config.format == "merged_16bit"
+    drive = f"grpo evaluate YOUR.sumocfg --policy fixed_time actuated {shlex.quote(config.output_dir)}"
+    finished(
+        config.STAGE,
+        made=f"{config.model_path} as {config.format}, {weights}",
+        where=folder,
+        seconds=time.monotonic() - start,
+        good=f"{gate['differing']} of {gate['states']} decisions differ from the model's own",
+        then=[drive] if loads else [f"cat {shlex.quote(str(folder / 'README.md'))}    how to load it"],
+    )
     return folder
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -27,7 +28,7 @@ from .simulator.network import scenario_files, why_refused
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
 from .system.command_line import parse_config
-from .system.console import progress_bar
+from .system.console import finished, progress_bar
 from .system.errors import DataError, GrpoError, ScenarioError, SimulatorCrash, UnreliableError, one_line
 from .system.files import make_folder, write_json_list
 from .system.forks import CHEAP_FORKS
@@ -185,22 +186,22 @@ def _join(
 ) -> int:
     """Write the datasets and the manifest, and remove what they were made from."""
     output = Path(config.output_dir)
-    finished: dict[LabelRun, LabelledRun] = {}
+    labelled_runs: dict[LabelRun, LabelledRun] = {}
 
     def rows_of(name: str) -> Iterator[list[dict[str, Any]]]:
         for run in runs:
             if run.name == name:
                 labelled = LabelledRun.read(run)
                 yield labelled.rows
-                finished[run] = labelled.summary()
+                labelled_runs[run] = labelled.summary()
 
     counts: dict[str, dict[str, int]] = {}
     for name in dict.fromkeys(run.name for run in runs):
         write_json_list(output / name / DATASET, rows_of(name))
-        of_runs = [labelled.counts for run, labelled in finished.items() if run.name == name]
+        of_runs = [labelled.counts for run, labelled in labelled_runs.items() if run.name == name]
         counts[name] = {key: sum(count[key] for count in of_runs) for key in of_runs[0]}
     total = sum(count["rows"] for count in counts.values())
-    cut_short = {run: labelled for run, labelled in finished.items() if labelled.ended_early}
+    cut_short = {run: labelled for run, labelled in labelled_runs.items() if labelled.ended_early}
     if total == 0 and len(cut_short) == len(runs):
         for run in runs:  # whatever the cause was, it may be gone the next time
             run.result_path.unlink()
@@ -208,7 +209,7 @@ def _join(
     if total == 0 and len(runs) == len(every_run):
         raise DataError(f"{output}: no decision point was sampled; raise sample_fraction or the scenarios' duration")
     lost = sum(count["without_outcomes"] for count in counts.values())
-    unverified = _listed(labelled.unverified for labelled in finished.values())
+    unverified = _listed(labelled.unverified for labelled in labelled_runs.values())
     results = {
         "inputs": inputs,
         "rows": total,
@@ -218,11 +219,11 @@ def _join(
             {"scenario": run.name, "seed": run.seed, "error": labelled.ended_early, "rows": labelled.counts["rows"]}
             for run, labelled in cut_short.items()
         ],
-        "quarantined": _listed(labelled.failed for labelled in finished.values()),
-        "retried": sum(labelled.retried for labelled in finished.values()),
-        "verified": sum(labelled.verified for labelled in finished.values()),
+        "quarantined": _listed(labelled.failed for labelled in labelled_runs.values()),
+        "retried": sum(labelled.retried for labelled in labelled_runs.values()),
+        "verified": sum(labelled.verified for labelled in labelled_runs.values()),
         "unverified": unverified,
-        "mismatches": [line for labelled in finished.values() for line in labelled.mismatches],
+        "mismatches": [line for labelled in labelled_runs.values() for line in labelled.mismatches],
     }
     warnings = (
         (len(cut_short), f"of {len(runs)} runs ended early"),
@@ -249,18 +250,32 @@ def _listed(causes: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return [{"row": row, "cause": cause} for of_run in causes for row, cause in of_run.items()]
 
 
-def print_result(output_dir: str) -> None:
+def print_result(output_dir: str, *, seconds: float) -> None:
     """Tell what was made and what comes next: labels of the shipped model's driving are for it to learn from."""
     made = json.loads((Path(output_dir) / MANIFEST).read_text(encoding="utf-8"))
-    drove = made.get("generated_with", made["settings"])["rollout_policy"]
-    stage = "train --config config/tune/train.yaml" if drove in SHIPPED else "sft-data"
-    folder = shlex.quote(output_dir)
-    print(f"{made['rows']} rows in {output_dir}; next: grpo {stage} --dataset-path {folder}", file=sys.stderr)
+    settings = made.get("generated_with", made["settings"])
+    stage = "train --config config/tune/train.yaml" if settings["rollout_policy"] in SHIPPED else "sft-data"
+    lost = sum(count["without_outcomes"] for count in made["scenarios"].values())
+    again = f"{made['verified']} rows simulated a second time, {len(made['mismatches']) or 'none'} came out differently"
+    again = again if made["verified"] else "no row was simulated a second time"
+    shard = settings.get("shard", "1/1")
+    then = f"grpo {stage} --dataset-path {shlex.quote(output_dir)}"
+    if shard != "1/1":
+        then = f"grpo merge --shards {shlex.quote(output_dir)} OTHER_SHARDS    once all {shard.split('/')[1]} are there"
+    finished(
+        made["stage"],
+        made=f"{made['rows']} rows of {len(made['scenarios'])} scenarios",
+        where=output_dir,
+        seconds=seconds,
+        good=f"{again}; {lost or 'no'} rows lack outcomes",
+        then=[then],
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(GRPOConfig, argv)
+    start = time.monotonic()
     generate(config)
-    print_result(config.output_dir)
+    print_result(config.output_dir, seconds=time.monotonic() - start)
     return 0

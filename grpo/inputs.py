@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .models.folder import model_files, resolve_model
 from .policies.rules import BASELINES
 from .records import dataset_files
@@ -9,10 +11,15 @@ from .simulator.network import scenario_digest
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.errors import UnreliableError
 from .system.files import input_digest
+from .system.run_folder import MANIFEST
 from .system.settings import StageConfig
 
 MODELS = ("model_path", "policy", "rollout_policy", "behaviour_policy")
 """Settings that name models, or rules."""
+
+
+_OF_RUNS = (MANIFEST, "evaluation.json")
+"""A manifest holds digests of what the run made; an evaluation of which episodes failed has none."""
 
 
 def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
@@ -30,6 +37,10 @@ def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
         files = dataset_files(path)
         states = [state for file in files for state in file.parent.glob("states/*.json")]  # of rows without outcomes
         inputs["dataset_path"] = {path: input_digest(path, [*files, *states])}
+    if "runs" in values:
+        places = [f"{below}{file}" for below in ("", "*/") for file in _OF_RUNS]
+        files_of = {name: [file for place in places for file in Path(name).glob(place)] for name in values["runs"]}
+        inputs["runs"] = {name: input_digest(name, files) for name, files in files_of.items()}
     for key in MODELS:
         named = values.get(key, [])
         models = [name for name in ([named] if isinstance(named, str) else named) if name not in BASELINES]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -258,6 +259,7 @@ def _results(manifests: Sequence[ShardManifest], names: Sequence[str]) -> dict[s
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
     config = parse_config(MergeConfig, argv)
+    start = time.monotonic()
     merge(config)
-    print_result(config.output_dir)
+    print_result(config.output_dir, seconds=time.monotonic() - start)
     return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,11 +27,13 @@ from .benchmark import BenchmarkConfig
 from .config import GRPOConfig, GRPOTrainingConfig, SFTTrainingConfig, load_config
 from .evaluation import EvaluationConfig
 from .inputs import inputs_of
+from .report import PAGE, ReportConfig
 from .scenarios import ScenarioSuiteConfig
 from .sft_data import SFTDataConfig
 from .system.command_line import EXIT_CODES
+from .system.console import finished, is_quiet, say, set_manners
 from .system.errors import ConfigError, GrpoError
-from .system.run_folder import ABOUT_THE_FOLDER, MANIFEST, changed_file, differing_settings
+from .system.run_folder import ABOUT_THE_FOLDER, MANIFEST, changed_file, differing_settings, read_manifest
 from .system.settings import StageConfig, preset
 from .system.workers import die_with_parent
 
@@ -39,11 +42,12 @@ ABOUT: dict[type[StageConfig], str] = {
     ScenarioSuiteConfig: "generate road networks and traffic: training, validation and test",
     BaseModelConfig: "teach a model from random weights to read junction states",
     GRPOConfig: "simulate both actions at sampled decision points",
-    SFTDataConfig: "label them with the better action",
+    SFTDataConfig: "make conversations of them, each with the answer that is taught",
     SFTTrainingConfig: "teach the answer format and a first policy",
     GRPOTrainingConfig: "GRPO: reward answers by their simulated consequences",
     EvaluationConfig: "drive traffic with every controller",
     BenchmarkConfig: "drive traffic with every controller, and judge the model",
+    ReportConfig: "one page of what was done, to open in a browser",
 }
 """The stages that can be steps, and what they do."""
 
@@ -69,46 +73,39 @@ def run_pipeline(configs: Path) -> None:
     steps = read_steps(configs)
     for number, (stage, path, config) in enumerate(steps, 1):
         said = f"[{number}/{len(steps)}] grpo {stage} --config {path}"
-        print(f"\n{said}\n      {ABOUT[type(config)]}", file=sys.stderr, flush=True)
-        flags: list[str] = []
+        say(f"\n{said}\n      {ABOUT[type(config)]}")
+        flags = ["--quiet"] if is_quiet() else []
         if (_output(config) / MANIFEST).exists():
-            manifest = _manifest(_output(config))
+            manifest = read_manifest(_output(config))
             changed = _changed(manifest, config) if manifest else ["manifest"]
             if not changed:
-                print("      already done", file=sys.stderr, flush=True)
+                say("      already done")
                 continue
-            print(f"      made with other {', '.join(changed)}: moved aside", file=sys.stderr, flush=True)
-            flags = ["--if-finished", "move_aside"]
+            say(f"      made with other {', '.join(changed)}: moved aside")
+            flags += ["--if-finished", "move_aside"]
         code = _call([sys.executable, "-m", "grpo", stage, "--config", str(path), *flags])
         if code:
             how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
             raise GrpoError(f"stopped in `grpo {stage} --config {path}` ({how})")
-    _, _, last = steps[-1]
-    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes; the result is in {_output(last)}", file=sys.stderr)
+    (_, _, first), (_, _, last) = steps[0], steps[-1]
+    then: list[str] = []
     if isinstance(last, EvaluationConfig):
-        print(
-            f"The chart: {last.output_dir}/evaluation.png; all figures: {last.output_dir}/evaluation.json\n\n"
-            "Next:\n"
-            "  grpo check YOUR.sumocfg                                   what would be controlled in your network\n"
-            "  grpo evaluate YOUR.sumocfg --policy fixed_time actuated pretrained --output-dir results/mine\n"
-            "                                                            the shipped model on your network\n"
-            "  grpo generate YOUR.sumocfg --output-dir data/mine         data of your own network\n"
-            "  python grpo/training.py --config config/grpo_config.yaml  GRPO with the settings for larger models\n",
-            file=sys.stderr,
-        )
+        then = [f"grpo report {shlex.quote(last.output_dir)}"]
+    if isinstance(first, ScenarioSuiteConfig):  # networks that were made up
+        then += [
+            "grpo check YOUR.sumocfg                                   what would be controlled in your network",
+            "grpo replay YOUR.sumocfg                                  watch the shipped model on it",
+            "grpo tune YOUR.sumocfg                                    let it go on learning there",
+        ]
+    seconds = time.monotonic() - start
+    say("")
+    finished("pipeline", made=f"{len(steps)} steps", where=_output(last), seconds=seconds, then=then)
+    if isinstance(last, ReportConfig):
+        say(f"open the report in a browser: {(_output(last) / PAGE).resolve().as_uri()}")
 
 
 def _output(config: StageConfig) -> Path:
     return Path(config.to_dict()["output_dir"])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished run; empty where it is damaged."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return manifest if isinstance(manifest["settings"], dict) and isinstance(manifest["files"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
 
 
 def _changed(manifest: dict[str, Any], config: StageConfig) -> list[str]:
@@ -142,8 +139,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="grpo pipeline", description=ABOUT_PIPELINE, epilog=EXIT_CODES, allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("configs", nargs="*", metavar="DIR", help="folder of NUMBER_STAGE.yaml, such as config/demo")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, notes and summaries on stderr")
     given, unknown = parser.parse_known_args(argv)
     if unknown or len(given.configs) != 1:
         raise ConfigError(["give one folder of configs, such as config/demo; see `grpo pipeline --help`"])
+    set_manners(quiet=given.quiet, as_json=False)
     run_pipeline(preset(given.configs[0]))
     return 0

@@ -411,9 +411,8 @@ class TripMeasures:
     """Standing on foot, mean over them."""
     own_signal_faults: int
     """Changes from green to red without yellow that the network's own programs made, where they ran."""
-    spillback_s: int
-    """Seconds for which a road behind a light was full and somebody stood on it, summed over these roads
-    (``simulator/storage.py``)."""
+    spillback_s: int | None = None
+    """Seconds that roads behind lights were full, summed over roads (``simulator/storage.py``); old files have none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ training scenarios change no other one. What a synthetic scenario looks like is 
 
 from __future__ import annotations
 
-import sys
+import shlex
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from .config import RunSettings
 from .system.command_line import parse_config
-from .system.console import progress_bar
+from .system.console import finished, progress_bar
 from .system.files import make_folder, temporary_folder, write_text
 from .system.run_folder import claim_output, write_manifest
 from .system.settings import STRICT
@@ -65,16 +66,24 @@ def generate_suite(config: ScenarioSuiteConfig) -> None:
 
     Raises :class:`OutputError` where the folder holds a finished suite or cannot be written.
     """
-    folder = Path(config.output_dir)
+    start, folder = time.monotonic(), Path(config.output_dir)
     claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished)
     entries = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     scenarios = []
-    with progress_bar("scenarios", total=len(entries)) as finished, temporary_folder(folder):
+    with progress_bar("scenarios", total=len(entries)) as advance, temporary_folder(folder):
         for split, index in entries:
             scenarios.append(_write_scenario(folder, split, index, config))
-            finished(scenarios[-1]["name"])
+            advance(scenarios[-1]["name"])
     write_manifest(folder, config.STAGE, config.to_dict(), scenarios=scenarios)
-    print(f"{len(scenarios)} scenarios in {folder}", file=sys.stderr)
+    loads = [one["load"] for one in scenarios]
+    finished(
+        config.STAGE,
+        made=f"{len(scenarios)} scenarios",
+        where=folder,
+        seconds=time.monotonic() - start,
+        good=f"degree of saturation from {min(loads):.2f} to {max(loads):.2f} under their own programs",
+        then=[shlex.join(["grpo", "generate", str(folder / SPLITS[0])])],
+    )
 
 
 def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteConfig) -> dict[str, Any]:

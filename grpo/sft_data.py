@@ -6,7 +6,8 @@ Run: ``grpo sft-data --dataset-path data/grpo_datasets --output-dir data/sft_dat
 
 from __future__ import annotations
 
-import sys
+import shlex
+import time
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from grpo.inputs import check_unchanged, inputs_of
 from grpo.prompt_builder import ANSWERS, ask
 from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_dataset
 from grpo.system.command_line import parse_config
+from grpo.system.console import finished, say
 from grpo.system.errors import DataError
 from grpo.system.files import write_json
 from grpo.system.run_folder import claim_output, write_manifest
@@ -64,7 +66,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     Raises :class:`DataError` where no row can be used and :class:`OutputError` where the file cannot be written or is
     finished already.
     """
-    inputs = inputs_of(config)
+    start, inputs = time.monotonic(), inputs_of(config)
     rows = [row for _, rows in read_dataset(config.dataset_path) for row in rows]
     check_unchanged(config, inputs)
     known = [row for row in rows if row.best_action is not None and row.advantage is not None]
@@ -113,7 +115,7 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     path = folder / SFT_DATASET
     write_json(path, examples)
     write_manifest(folder, config.STAGE, config.to_dict(), inputs=inputs, **counts)
-    _log_report(path, counts)
+    _tell(config, path, counts, seconds=time.monotonic() - start)
     return path
 
 
@@ -141,23 +143,24 @@ def _split(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[str]:
         )
     if len({row.scenario for row in rows}) == 1:
         what = "whole traffic seeds are" if len({row.seed for row in rows}) > 1 else "the last part of its time is"
-        print(f"sft-data: one scenario: {what} held out", file=sys.stderr)
+        say(f"sft-data: one scenario: {what} held out")
     return ["validation" if out else "train" for out in held_out]
 
 
-def _log_report(path: Path, counts: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(path), title_justify="left")
-    for name in ("split", "rows", "yes", "no"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for split, labels in counts["splits"].items():
-        table.add_row(split, str(sum(labels.values())), str(labels.get("yes", 0)), str(labels.get("no", 0)))
+def _tell(config: SFTDataConfig, path: Path, counts: dict[str, Any], *, seconds: float) -> None:
+    splits = [
+        f"{split} {sum(labels.values())} ({', '.join(f'{label} {number}' for label, number in labels.items())})"
+        for split, labels in counts["splits"].items()
+    ]
     left_out = f"left out: {counts['without_outcomes']} without outcomes, {counts['not_drawn']} not drawn"
-    console = Console(stderr=True)
-    console.print(table)
-    console.print(left_out)
+    finished(
+        config.STAGE,
+        made=f"{sum(sum(labels.values()) for labels in counts['splits'].values())} conversations",
+        where=path,
+        seconds=seconds,
+        good=f"{', '.join(splits)}; {left_out}",
+        then=[f"grpo sft --dataset-path {shlex.quote(str(path))}"],
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

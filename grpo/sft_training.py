@@ -16,6 +16,8 @@ if not __package__:  # run as a script: the path must lead to the package, not i
 
 import json
 import os
+import shlex
+import time
 import warnings
 from dataclasses import replace
 from random import Random
@@ -41,13 +43,13 @@ from grpo.models.loading import (
     precision_arguments,
 )
 from grpo.models.saving import save_merged
-from grpo.prompt_builder import PromptFormat, format_of, parse_answer, system_prompt
+from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, format_of, parse_answer, system_prompt
 from grpo.system.command_line import parse_config
-from grpo.system.console import say
+from grpo.system.console import finished, say
 from grpo.system.errors import ConfigError, DataError, ModelError
 from grpo.system.files import write_json
 from grpo.system.ranks import is_main_process, process_layout
-from grpo.system.run_folder import check_output, write_manifest
+from grpo.system.run_folder import check_output, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from grpo.models.loading import LoadedModel
@@ -58,13 +60,14 @@ FREE_ON_RESUME = ("report_to", "resume_from_checkpoint", "min_valid_format_rate"
 
 
 def train_sft(config: SFTTrainingConfig) -> Path:
-    """Train, check and save; returns the model's folder, which also holds ``sft_report.json`` and the manifest.
+    """Train, check and save; returns the model's folder, which also holds ``sft_report.json``, ``training_log.json``
+    (TRL's metrics by step) and the manifest.
 
     Raises :class:`DataError` for a dataset that cannot be used, :class:`ModelError` for a model that cannot be
     loaded or, after training, answers in the right format too seldom (``min_valid_format_rate``), and
     :class:`OutputError`.
     """
-    folder, path = Path(config.output_dir), Path(config.dataset_path)
+    start, folder, path = time.monotonic(), Path(config.output_dir), Path(config.dataset_path)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
     check_training_stack(config.STAGE)
     with errors_on_all_ranks():  # all that can be refused is refused before the output folder is touched
@@ -105,11 +108,20 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     with errors_on_all_ranks():
         if is_main_process():
             write_json(folder / "sft_report.json", report)
-            _log_report(report)
+            log = [entry for entry in trainer.state.log_history if "loss" in entry]  # the last one is of times alone
+            write_json(folder / "training_log.json", log)
             _check_format(report, config)
             save_merged(model, loaded.tokenizer, folder, prompt_format=prompt_format)
             manifest = {"inputs": inputs, "backend": loaded.backend, **process_layout(), **report}
             write_manifest(folder, config.STAGE, config.to_dict(), leave_out=["checkpoints/*"], **manifest)
+            finished(
+                config.STAGE,
+                made=f"a model from {config.model_path} after {trainer.state.global_step} steps",
+                where=folder,
+                seconds=time.monotonic() - start,
+                good=_report_text(report),
+                then=[_next_command(config, prompt_format)],
+            )
     return folder
 
 
@@ -314,14 +326,23 @@ def generate_answers(
     return answers
 
 
-def _log_report(report: dict[str, Any]) -> None:
+def _report_text(report: dict[str, Any]) -> str:
     weighted = report["weighted_agreement"]
-    say(
-        f"sft: on {report['held_out_rows']} held-out rows: valid format {report['valid_format_rate']:.1%} "
+    return (
+        f"on {report['held_out_rows']} held-out rows: valid format {report['valid_format_rate']:.1%} "
         f"(strict {report['strict_format_rate']:.1%}), agreement with the better action {report['agreement']:.1%}, "
         f"weighted by |advantage| {'-' if weighted is None else f'{weighted:.1%}'} "
         f"(always the commoner action: {report['constant_agreement']:.1%})"
     )
+
+
+def _next_command(config: SFTTrainingConfig, prompt_format: PromptFormat) -> str:
+    """GRPO from this model on the rows that its conversations were made of, with prompts of the same form."""
+    rows = read_manifest(Path(config.dataset_path).parent).get("settings", {}).get("dataset_path")
+    words = ["grpo", "train", "--model-path", config.output_dir, *(["--dataset-path", rows] if rows else [])]
+    if prompt_format != DEFAULT_FORMAT:
+        words += ["--prompt-language", prompt_format.language, "--prompt-fields", *prompt_format.fields]
+    return shlex.join(words)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ if not __package__:  # run as a script: the path must lead to the package, not i
 import logging
 import os
 import shlex
+import time
 import warnings
 from functools import partial
 from importlib.util import find_spec
@@ -47,11 +48,11 @@ from grpo.models.loading import (
 from grpo.models.saving import save_merged
 from grpo.records import dataset_files
 from grpo.system.command_line import parse_config
-from grpo.system.console import say
+from grpo.system.console import finished, is_quiet, say
 from grpo.system.errors import ConfigError
 from grpo.system.files import write_json, write_text
 from grpo.system.ranks import is_main_process, process_layout, sharding, world_size
-from grpo.system.run_folder import check_output, write_manifest
+from grpo.system.run_folder import check_output, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     import datasets
@@ -78,6 +79,11 @@ _SHOWN = {
 }
 """Metrics of a log line and the names they get there."""
 
+_FRESH = 100
+"""Seeds above this one are for trying out what was learned."""
+_MOST_NAMED = 3
+"""Scenarios up to which a command names them."""
+
 log = logging.getLogger(__name__)
 
 
@@ -93,7 +99,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     :class:`OutputError`; all input is read before an earlier result is moved aside.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every run to its makers otherwise
-    folder = Path(config.output_dir)
+    start, folder = time.monotonic(), Path(config.output_dir)
     check_training_stack(config.STAGE)
     with errors_on_all_ranks():
         source = _check_settings(config, folder)
@@ -132,7 +138,8 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     with errors_on_all_ranks():
         if is_main_process():
             rows_used = {"train": len(train), "held_out": len(held_out)}
-            _save(config, model, loaded, trainer.state, inputs=inputs, rows=rows_used)
+            seconds = time.monotonic() - start
+            _save(config, model, loaded, trainer.state, inputs=inputs, rows=rows_used, seconds=seconds)
     return folder
 
 
@@ -273,6 +280,7 @@ def _save(
     *,
     inputs: dict[str, dict[str, str]],
     rows: dict[str, int],
+    seconds: float,
 ) -> None:
     """Write all that ``config.output_dir`` is to hold, the manifest last, and say what came out."""
     folder = Path(config.output_dir)
@@ -294,8 +302,33 @@ def _save(
         best_step=best,
         best_held_out_reward=state.best_metric,
     )
-    say(f"train: {_summary(state.log_history, best, state.global_step)}")
-    say(f"next: grpo evaluate YOUR.sumocfg --policy fixed_time actuated pretrained {shlex.quote(config.output_dir)}")
+    finished(
+        config.STAGE,
+        made=f"a model from {config.model_path} after {state.global_step} steps",
+        where=folder,
+        seconds=seconds,
+        good=_summary(state.log_history, best, state.global_step),
+        then=[_next_command(config)],
+    )
+
+
+def _next_command(config: GRPOTrainingConfig) -> str:
+    """Drive with the model: on the test split of a suite, else on the network of the rows with seeds that are none of
+    theirs, where these can be told; what it is worth is nothing that training knows."""
+    files = dataset_files(config.dataset_path)
+    manifests = [read_manifest(folder) for folder in dict.fromkeys(file.parent.parent for file in files)]
+    made = [manifest.get("generated_with", manifest.get("settings", {})) for manifest in manifests]
+    scenarios = list(dict.fromkeys(str(path) for settings in made for path in settings.get("scenarios", ())))
+    seeds = max([_FRESH, *(int(seed) for settings in made for seed in settings.get("seeds", ()))])
+    fresh: list[str] = []
+    if len(scenarios) == 1 and (test := Path(scenarios[0]).with_name("test")).is_dir():
+        scenarios = [str(test)]
+    elif 0 < len(scenarios) <= _MOST_NAMED and all(Path(path).exists() for path in scenarios):
+        fresh = ["--seeds", *map(str, range(seeds + 1, seeds + 7))]
+    else:
+        scenarios = ["YOUR.sumocfg"]
+    policies = ["--policy", "fixed_time", "actuated", "pretrained", config.output_dir]
+    return shlex.join(["grpo", "evaluate", *scenarios, *policies, *fresh])
 
 
 def _summary(history: list[dict[str, Any]], best: int, steps: int) -> str:
@@ -324,9 +357,9 @@ def parse_args(argv: list[str] | None = None) -> GRPOTrainingConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``grpo train``; prints the folder of the trained model."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
     with errors_on_all_ranks():
         config = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING if is_quiet() else logging.INFO, format="%(message)s")  # to stderr
     folder = train_grpo(config)
     destroy_process_group()
     if is_main_process():

@@ -239,10 +239,18 @@ def test_batches_depend_on_seed_and_step_alone(tokenizer: Any) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-def test_command_is_reproducible_and_leaves_a_loadable_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for name in ("a", "b"):
-        assert grpo(["base-model", "--output-dir", str(tmp_path / name), *TINY]) == 0
-    report = json.loads(capsys.readouterr().out.split("\n}\n")[0] + "\n}")
+def test_command_is_reproducible_and_leaves_a_loadable_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCU_TSC_QUIET", "")  # is gone when the test is over
+    assert grpo(["base-model", "--output-dir", str(tmp_path / "a"), *TINY]) == 0
+    shown = capfd.readouterr()
+    report = json.loads(shown.out)
+    assert f"\n  where: {tmp_path / 'a'}\n  how good: valid format " in shown.err
+    assert shown.err.endswith(f"\n  next: grpo sft --model-path {tmp_path / 'a'}\n")
+    assert grpo(["base-model", "--output-dir", str(tmp_path / "b"), *TINY, "--quiet"]) == 0
+    quiet = capfd.readouterr()
+    assert (json.loads(quiet.out), quiet.err) == (report, "")
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["settings"]["fact_steps"] == 6
     assert manifest["facts"] == report["facts"]

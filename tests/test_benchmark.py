@@ -177,6 +177,8 @@ def test_the_command_writes_tables_verdicts_and_chart(tmp_path: Path, answering_
     assert (tmp_path / "out" / "benchmark.md").read_text() in shown.out
     assert "| policy | cross | pair |" in shown.out
     assert "12/12" in shown.err
+    assert f"\n  where: {tmp_path / 'out'}\n  how good: clearly below every rule in 0 of 4 comparisons\n" in shown.err
+    assert shown.err.endswith(f"\n  next: grpo report {tmp_path / 'out'}\n")
     assert "| **pretrained** |" in shown.out
     verdicts = json.loads((tmp_path / "out" / "verdicts.json").read_text())
     assert [(v["model"], v["group"]) for v in verdicts] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -162,12 +163,67 @@ def test_network_to_evaluation_without_the_training_stack(without_training_stack
         ("evaluate", "--scenarios", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "base",
          "--seeds", "1", "--output-dir", "results"),
     )  # fmt: skip
+    summaries = {
+        "generate": ("data", "grpo train --config config/tune/train.yaml --dataset-path data"),
+        "sft-data": ("sft/sft_dataset.json", "grpo sft --dataset-path sft/sft_dataset.json"),
+        "evaluate": ("results", "grpo report results"),
+    }
     for command in commands:
         done = without_training_stack("-m", "grpo", *command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
+        if command[0] in summaries:
+            where, then = summaries[command[0]]
+            *_, title, place, good, last = done.stderr.splitlines()
+            assert title.startswith(f"{command[0]}: ") and re.search(r", in \d+ s$", title), done.stderr
+            assert (place, last) == (f"  where: {where}", f"  next: {then}") and good.startswith("  how good: ")
     made = {"data/cross/grpo_dataset.json", "data/manifest.json", "sft/sft_dataset.json", "results/evaluation.json"}
     assert made <= {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")}
+
+
+def test_a_quiet_stage_says_nothing_and_shows_its_result(without_training_stack: Run, tmp_path: Path) -> None:
+    """Also where its workers would speak; what is wrong is still said."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "1_scenarios.yaml").write_text("train: 1\nvalidation: 0\ntest: 0\nduration_seconds: 120\n")
+    make_cross(tmp_path, duration=60)
+    drive = ("evaluate", "cross.sumocfg", "--policy", "fixed_time", "max_pressure", "--seeds", "1", "--output-dir", "r")
+    commands = (
+        (("pipeline", "configs", "-q"), ""),
+        (("pipeline", "configs", "--quiet"), ""),
+        (("generate", "cross.sumocfg", "--output-dir", "rows", "--horizon-seconds", "5", "-q"), ""),
+        (("sft-data", "--dataset-path", "rows", "--output-dir", "sft", "--quiet"), "sft/sft_dataset.json\n"),
+        ((*drive, "-q"), "Means over cross "),
+    )
+    for command, shown in commands:
+        done = without_training_stack("-m", "grpo", *command, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert done.stdout.startswith(shown) and bool(done.stdout) is bool(shown), command
+    again = without_training_stack("-m", "grpo", *drive, "-q", cwd=tmp_path)
+    assert again.stderr.startswith("error: r: holds the result of a finished run") and again.returncode == 2
+    (tmp_path / "r" / "manifest.json").unlink()
+    loud = without_training_stack("-m", "grpo", *drive, "--seeds", "1", "2", cwd=tmp_path)
+    assert "note: r: held an unfinished run" in loud.stderr and "episodes: 4/4, " in loud.stderr
+
+
+def test_json_for_programs(without_training_stack: Run, tmp_path: Path) -> None:
+    make_cross(tmp_path, duration=60)
+    for stage in ("evaluate", "benchmark"):
+        flags = ("--policy", "fixed_time", "pretrained", "--seeds", "1", "--output-dir", stage, "--json")
+        done = without_training_stack("-m", "grpo", stage, "cross.sumocfg", *flags, cwd=tmp_path)
+        assert done.returncode == 0 and f"\n  where: {stage}\n" in done.stderr, done.stderr
+        answer = json.loads(done.stdout)
+        assert (answer["output_dir"], answer["episodes"], answer["failures"]) == (stage, 2, [])
+        kept = json.loads((tmp_path / stage / "evaluation.json").read_text(encoding="utf-8"))
+        assert answer["summary"] == kept["summary"]
+        assert ("verdicts" in answer) is (stage == "benchmark")
+        settings = json.loads((tmp_path / stage / "manifest.json").read_text(encoding="utf-8"))["settings"]
+        assert not {"json", "quiet"} & set(settings), "how a result is shown is no setting of it"
+
+
+def test_the_completion_of_a_shell_needs_nothing_heavy(light: Run) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        done = light("-m", "grpo", "completion", shell)
+        assert (done.returncode, done.stderr) == (0, "") and "evaluate" in done.stdout
 
 
 @pytest.mark.parametrize("stage", ["sft", "train", "export", "base-model"])
@@ -215,7 +271,7 @@ def test_missing_config_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for stage, (module, _) in STAGES.items():
-        flag = {"pipeline": [], "check": []}.get(stage, ["--config"])
+        flag = {"pipeline": [], "check": [], "completion": []}.get(stage, ["--config"])
         assert guarded(importlib.import_module(f"grpo.{module}").main, [*flag, "absent"]) == 2
         shown = capsys.readouterr()
         lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
@@ -234,7 +290,7 @@ def test_missing_config_is_one_line_and_exit_code_2(
     ],
 )
 def test_mistyped_flag(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for stage in [stage for stage in STAGES if stage not in ("pipeline", "check")]:
+    for stage in [stage for stage in STAGES if stage not in ("pipeline", "check", "report", "doctor", "completion")]:
         assert guarded(main, [stage, *argv]) == 2
         shown = capsys.readouterr()
         assert shown.err.startswith(f"error: {words}") and shown.err.count("\n") == 1, stage

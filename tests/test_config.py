@@ -24,7 +24,7 @@ from grpo.merge import MergeConfig
 from grpo.sft_data import SFTDataConfig
 from grpo.system.command_line import parse_config
 from grpo.system.errors import ConfigError
-from grpo.system.settings import StageConfig, read_config
+from grpo.system.settings import StageConfig, json_schema, read_config
 
 PROJECT = Path(__file__).parent.parent
 each_class = pytest.mark.parametrize("cls", CONFIGS.values(), ids=CONFIGS)
@@ -108,7 +108,7 @@ def text_file(tmp_path: Path, text: str) -> Path:
 
 
 def test_every_stage_has_its_settings() -> None:
-    assert set(CONFIGS) | {"pipeline"} == set(STAGES)
+    assert set(CONFIGS) | {"pipeline", "completion"} == set(STAGES)
 
 
 @each_class
@@ -491,3 +491,37 @@ def test_training_config_file_holds_the_promised_values() -> None:
     }  # fmt: skip
     assert isinstance(config, GRPOTrainingConfig)
     assert {key: getattr(config, key) for key in promised} == promised
+
+
+# ---------------------------------------------------------------------- for editors
+
+
+@each_class
+def test_the_schema_describes_every_setting_and_accepts_what_the_stage_accepts(
+    cls: type[StageConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    with pytest.raises(SystemExit):
+        parse_config(cls, ["--show-schema"])
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    accepts = jsonschema.Draft202012Validator(schema).is_valid
+    for field in fields_of(cls):
+        described = schema["properties"][field.name]
+        assert len(described["description"]) > 8 and described["default"] == default_of(field), field.name
+        assert accepts({field.name: other_than_default(cls, field)}), field.name
+        if get_origin(get_type_hints(cls)[field.name]) is list:
+            assert accepts({field.name: other_than_default(cls, field)[0]}), "one value is read as a list of one"
+        assert not accepts({field.name: None}) and not accepts({field.name: [{}]}), field.name
+    assert accepts(json.loads(json.dumps(cls().to_dict()))) and not accepts({"sede": 1})
+
+
+def test_every_config_file_fits_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    """As an editor reads it: YAML 1.2, in which ``2e-4`` is a number."""
+    jsonschema = pytest.importorskip("jsonschema")
+    for path in OF_STAGES:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, value in values.items():
+            if isinstance(value, str) and re.fullmatch(r"-?\d[\d.]*e-?\d+", value):
+                values[key] = float(value)
+        jsonschema.validate(values, json_schema(class_of(path)))

@@ -48,11 +48,12 @@ def commands(page: Path) -> list[list[str]]:
 def test_commands_name_stages_and_flags_that_exist() -> None:
     for words in [words for page in PAGES for words in commands(page)]:
         stage = {"grpo/training.py": "train", "grpo/sft_training.py": "sft"}.get(words[1], words[1])
-        if stage in ("STAGE", "help", "--help", "--version", "pipeline"):
+        if stage in ("STAGE", "help", "--help", "--version", "pipeline", "completion"):
             continue
         assert stage in STAGES, words
         fields = cast(Any, CONFIGS[stage]).__dataclass_fields__
-        known = set(fields) | {"config", "help", "show_config", "show_schema"}
+        known = set(fields) | {"config", "help", "show_config", "show_schema", "quiet"}
+        known |= {"json"} if CONFIGS[stage].PRINTS_JSON else set()
         flags = {word[2:].split("=")[0].replace("-", "_") for word in words if re.match(r"--[a-z]", word)}
         assert flags <= known, (words, flags - known)
         for word, following in pairwise(words):

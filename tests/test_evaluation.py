@@ -123,7 +123,13 @@ def test_the_same_seed_gives_the_same_numbers(finished: Path, scenarios: Path, t
     shown = capsys.readouterr()
     assert "random" in shown.out
     assert "fixed_time" in shown.out
+    assert "\n\nadvice: cross: " in shown.out and "2 seeds; 6 are the least" in shown.out
     assert "16/16" in shown.err
+    delays = {e["policy"]: e["avg_delay_s"]["mean"] for e in read(again)["summary"] if e["scenario"] == "all"}
+    best, second = sorted(delays, key=lambda policy: delays[policy])[:2]
+    assert f"\n  where: {again}\n  how good: least mean delay {best} {delays[best]:.1f} s per vehicle, " in shown.err
+    assert f"then {second} {delays[second]:.1f} s per vehicle (the difference: too few pairs)\n" in shown.err
+    assert shown.err.endswith(f"\n  next: grpo report {again}\n")
 
 
 def test_a_broken_scenario_costs_only_its_own_episodes(scenarios: Path, tmp_path: Path, capsys) -> None:
@@ -177,7 +183,8 @@ def test_of_several_scenarios_the_good_ones_are_driven(tmp_path: Path, capsys) -
     failed = [line for line in lines if line.startswith("failed:")]
     assert [line.split(": ")[1] for line in failed] == [f"{p} on dark, seed 1, 2" for p in ("fixed_time", "random")]
     assert sum(line.startswith("episodes:") for line in lines) == 4, "nothing is driven on the other one"
-    assert "4 of 8 episodes failed" in lines[-2]
+    (cause,) = [line for line in lines if "4 of 8 episodes failed" in line]
+    assert lines.index(cause) == len(lines) - 5 and lines[-4].startswith("evaluate: 4 of 8 episodes: ")
 
 
 def test_a_language_model_drives_and_is_named_by_its_path(scenarios: Path, answering_model: Path, tmp_path) -> None:

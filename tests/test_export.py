@@ -396,7 +396,13 @@ def test_an_export_that_decides_otherwise_is_not_finished(
     assert last.startswith(f"error: {tmp_path / 'out'}: the exported model decides otherwise than {lora_model} on")
     monkeypatch.undo()
     assert guarded(main, argv) == 0  # mended: the same command goes through
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    shown = capsys.readouterr()
+    assert shown.out == f"{tmp_path / 'out'}\n"
+    *_, made, where, good, then = shown.err.splitlines()
+    assert made.startswith(f"export: {lora_model} as {fmt}, ") and where == f"  where: {tmp_path / 'out'}"
+    assert good == "  how good: 0 of 30 decisions differ from the model's own"
+    drive = f"grpo evaluate YOUR.sumocfg --policy fixed_time actuated {tmp_path / 'out'}"
+    assert then == f"  next: {drive if fmt == 'merged_16bit' else f'cat {tmp_path}/out/README.md    how to load it'}"
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 

@@ -117,7 +117,9 @@ def test_manifest_is_that_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFix
     shards = [str(shard) for shard in shards_of(tmp_path, 3)]
     assert guarded(main, ["merge", "--output-dir", str(tmp_path / "merged"), "--shards", *shards]) == 0
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith(f"{len(ROWS)} rows in {tmp_path / 'merged'}; next: grpo sft-data ")
+    assert shown.out == "" and shown.err.startswith(f"merge: {len(ROWS)} rows of 2 scenarios, in ")
+    assert f"\n  where: {tmp_path / 'merged'}\n" in shown.err
+    assert shown.err.endswith(f"\n  next: grpo sft-data --dataset-path {tmp_path / 'merged'}\n")
     manifest = json.loads((tmp_path / "merged" / "manifest.json").read_text())
     assert manifest["stage"] == "merge" and manifest["settings"]["shards"] == shards
     for key in ("inputs", "rows", "tasks", "scenarios", "retried", "verified", "mismatches"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +41,14 @@ def test_the_demo_goes_from_nothing_to_a_measured_model_and_then_rests(tmp_path:
         (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     done = _demo(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "grpo_model" in done.stdout and "Next:" in done.stderr
+    assert "grpo_model" in done.stdout
+    summary = done.stderr.rpartition("\npipeline: 6 steps, in ")[2]
+    assert "\n  where: results/evaluation\n" in summary and "\n  next: grpo report results/evaluation\n" in summary
+    links = re.findall(r"\n  next: (grpo [\w-]+) (.*)", done.stderr)
+    assert [stage for stage, _ in links[:-1]] == [
+        "grpo generate", "grpo sft-data", "grpo sft", "grpo train", "grpo evaluate", "grpo report"
+    ], "every stage names the next one"  # fmt: skip
+    assert links[3][1] == "--config configs/5_train.yaml", "with the settings that are there, not with the defaults"
     results = json.loads((tmp_path / "results/evaluation/evaluation.json").read_text())
     assert [episode["policy"] for episode in results["episodes"]] == SMALL["6_evaluate"]["policy"]
     assert all(episode["error"] is None and episode["seed"] == 7 for episode in results["episodes"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from helpers.networks import make_pair
 
 from grpo.__main__ import main
-from grpo.episodes.recording import _greens, _signals, packed, read_recording
+from grpo.episodes.recording import _NAMED, _greens, _signals, packed, read_recording
 from grpo.prompt_builder import system_prompt
 from grpo.simulator.signals import SignalSettings
 from grpo.simulator.storage import Storage
@@ -73,7 +72,8 @@ class TestRecording:
         """A run that was killed after its last episode, of which one recording is gone."""
         evaluate(sumocfg, tmp_path / "r", "--record")
         before = (tmp_path / "r" / "recordings" / "0002.json.gz").read_bytes()
-        shutil.rmtree(tmp_path / "r" / "recordings")
+        (tmp_path / "r" / "recordings" / "0002.json.gz").write_bytes(before[:-20] + b"damaged")
+        (tmp_path / "r" / "recordings" / "0004.json.gz").unlink()
         (tmp_path / "r" / "manifest.json").unlink()
         evaluate(sumocfg, tmp_path / "r", "--record")
         assert (tmp_path / "r" / "recordings" / "0002.json.gz").read_bytes() == before
@@ -149,7 +149,7 @@ class TestRecording:
     def test_arrivals_stand_and_pass_in_order(self, recordings: dict[str, dict[str, Any]]) -> None:
         recording = recordings["actuated"]
         passed = 0
-        for light, link, arrives, stood, left in recording["approaches"]:
+        for _, light, link, arrives, stood, left in recording["approaches"]:
             state = recording["signals"][light][1]
             assert 0 <= link < len(state)
             if left is not None:
@@ -161,7 +161,7 @@ class TestRecording:
         """The link, the second of passing and the signals are three records; together they must be true."""
         recording = recordings["max_pressure"]
         red = 0
-        for light, link, _, _, left in recording["approaches"]:
+        for _, light, link, _, _, left in recording["approaches"]:
             shown = recording["signals"][light]
             before = [state for time, state in zip(shown[::2], shown[1::2], strict=True) if left and time <= left - 1]
             red += bool(before) and before[-1][link] == "r"
@@ -176,12 +176,14 @@ def without_latency(found: Any) -> Any:
 
 def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json.gz"
-    for content in (b"", b"no gzip", gzip.compress(b"[1]"), gzip.compress(b'{"version": 0}')):
+    whole = gzip.compress(b'{"version": 1, "policy": "x"}' * 50)
+    torn = bytes([*whole[:20], whole[20] ^ 255, *whole[21:]])
+    for content in (b"", b"no gzip", gzip.compress(b"[1]"), gzip.compress(b'{"version": 0}'), torn, whole):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"grpo evaluate --record"):
             read_recording(path)
-    path.write_bytes(packed({"version": 1, "name": "路口"}))
-    assert read_recording(path)["name"] == "路口"
+    path.write_bytes(packed(dict.fromkeys(_NAMED) | {"version": 1, "scenario": "路口"}))
+    assert read_recording(path)["scenario"] == "路口"
 
 
 def test_greens_are_told_by_what_they_open() -> None:
@@ -262,3 +264,48 @@ def test_a_branch_looks_at_the_junction_itself_too(sumocfg: Path) -> None:
     around, neighbourhood = in_fork(look, timeout_s=60)
     assert neighbourhood < set(around)
     assert {edge[:3] for edge in set(around) - neighbourhood} == {":A_"}
+
+
+class Driving:
+    """Vehicle ``v`` on its way to a light ``A`` at the end of a very short edge, and then to a light ``B``."""
+
+    def __init__(self) -> None:
+        self.vehicle, self.second = self, 0
+        self.roads = ["long", "long", ":A", "behind", ":B", "out"]
+        self.ahead = [
+            (("A", 0, 60.0, "G"),),
+            (("A", 0, 10.0, "G"),),
+            (("B", 1, 90.0, "G"),),
+            (("B", 1, 70.0, "G"),),
+            (),
+            (),
+        ]
+
+    def getIDList(self) -> list[str]:
+        return ["v"]
+
+    def getPosition(self, name: str) -> tuple[float, float]:
+        return (20.0 * self.second, 0.0)
+
+    def getLength(self, name: str) -> float:
+        return 5.0
+
+    def getAllowedSpeed(self, name: str) -> float:
+        return 10.0
+
+    def getRoadID(self, name: str) -> str:
+        return self.roads[self.second]
+
+    def getNextTLS(self, name: str) -> tuple[tuple[str, int, float, str], ...]:
+        return self.ahead[self.second]
+
+
+def test_a_stop_line_at_the_end_of_an_edge_that_is_never_seen_is_passed() -> None:
+    sumo = Driving()
+    links = {"A": [[("short_0", "behind_0")]], "B": [[], [("behind_0", "out_0")]]}
+    tracks = Tracks(sumo, (0, 0), links)
+    for sumo.second in range(6):
+        tracks.note(sumo.second, float(sumo.second))
+    assert [(a.light, a.link, a.arrives, a.passed) for a in tracks.approaches] == [
+        ("A", 0, 6.0, 2.0), ("B", 1, 11.0, 4.0)
+    ]  # fmt: skip

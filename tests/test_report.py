@@ -18,8 +18,10 @@ from helpers.episodes import MODEL, episode, episodes_of
 from grpo.episodes.chart import draw_chart
 from grpo.episodes.report import (
     ALL,
+    best_line,
     compared_policies,
     display_names,
+    episode_of,
     flat,
     own_fault_lines,
     report_text,
@@ -28,6 +30,7 @@ from grpo.episodes.report import (
     t_interval,
     write_csv,
 )
+from grpo.records import EpisodeResult
 
 DELAYS: dict[str, dict[str, list[float | None]]] = {
     "cross": {"fixed_time": [30, 32, 34], "max_pressure": [40, 44, 90], MODEL: [20, 21, 25]},
@@ -284,7 +287,7 @@ def test_no_table_is_wider_than_the_terminal_nor_cuts_a_number_or_a_name(width: 
 
 
 def test_csv_has_one_line_for_each_episode(tmp_path: Path) -> None:
-    write_csv(tmp_path / "evaluation.csv", episodes_of(DELAYS))
+    write_csv(tmp_path / "evaluation.csv", [flat(episode) for episode in episodes_of(DELAYS)])
     rows = list(csv.DictReader((tmp_path / "evaluation.csv").open()))
     assert list(rows[0]) == list(flat(episode("random", "cross", 1, None)))
     assert list(rows[0])[:4] == ["policy", "scenario", "seed", "avg_delay_s"] and "jammed" in rows[0]
@@ -335,3 +338,21 @@ def test_a_notebooks_backend_does_not_matter(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_an_episode_comes_back_from_its_record() -> None:
+    for played in episodes_of(DELAYS):
+        assert episode_of(json.loads(json.dumps(flat(played)))) == played
+
+
+def test_the_line_about_the_best_controller() -> None:
+    def runs(policy: str, *delays: float | None) -> list[EpisodeResult]:
+        return [episode(policy, "a", seed, delay) for seed, delay in enumerate(delays, 1)]
+
+    three = [*runs("actuated", 30.0, 32.0), *runs("model/x", 20.0, 21.0), *runs("rollout", 1.0, 1.0)]
+    assert best_line(summarise(three)) == (
+        "least mean delay x 20.5 s per vehicle, then actuated 31.0 s per vehicle (the difference: too few pairs)"
+    )
+    failing = [*runs("actuated", 30.0, 32.0), *runs("model/x", 20.0, None)]
+    assert best_line(summarise(failing)) == "mean delay actuated 30.0 s per vehicle", "only the shared traffic counts"
+    assert best_line(summarise(runs("rollout", 1.0))) is None

@@ -51,6 +51,8 @@ def test_command_writes_suite_that_find_scenarios_finds(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    assert "scenarios: 4 scenarios, in " in done.stderr and f"\n  where: {folder}\n  how good: " in done.stderr
+    assert done.stderr.endswith(f"\n  next: grpo generate {folder}/train\n")
     manifest = json.loads((folder / "manifest.json").read_text())
     found = find_scenarios([folder])
     assert sorted(folder / entry["sumocfg"] for entry in manifest["scenarios"]) == found

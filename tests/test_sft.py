@@ -260,6 +260,14 @@ def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: 
     shown = capfd.readouterr()
     assert shown.out.strip() == str(out)
     assert "step 4/90" in shown.err and "left" in shown.err and "valid format" in shown.err
+    assert f"sft: a model from {random_model} after 90 steps, in " in shown.err and f"\n  where: {out}\n" in shown.err
+    rows = json.loads((sft_file.parent / "manifest.json").read_text())["settings"]["dataset_path"]
+    form = f"--prompt-language zh --prompt-fields {' '.join(FORMAT.fields)}"
+    assert f"\n  next: grpo train --model-path {out} --dataset-path {rows} {form}\n" in shown.err
+    log = json.loads((out / "training_log.json").read_text())
+    assert log and all("loss" in entry and "runtime" not in str(entry) for entry in log), (
+        "the same seed, the same bytes"
+    )
     report = json.loads((out / "sft_report.json").read_text())
     manifest = json.loads((out / "manifest.json").read_text())
     assert report.items() <= manifest.items() and manifest["settings"] == config.to_dict()
@@ -276,6 +284,23 @@ def test_sft_command(random_model: Path, sft_file: Path, tmp_path: Path, capfd: 
     load_for_inference(str(out))
     with pytest.raises(OutputError, match="finished run"):
         train_sft(config)
+
+
+def test_a_quiet_training_says_nothing(
+    random_model: Path,
+    sft_file: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SCU_TSC_QUIET", "")  # is gone when the test is over
+    config = settings(
+        random_model, sft_file, tmp_path / "m", max_steps=5, optim="adamw_torch", min_valid_format_rate=0.0
+    )
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert main(["sft", "--config", str(file), "-q"]) == 0
+    assert capfd.readouterr() == (f"{tmp_path / 'm'}\n", "")
 
 
 def test_a_model_that_cannot_answer_stops_the_run(

@@ -29,7 +29,7 @@ from grpo.models.folder import prompt_format_of, write_prompt_format
 from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, build_messages, system_prompt
 from grpo.records import ACTIONS, Action, GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
 from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
-from grpo.training import load_grpo_dataset, parse_args, train_grpo
+from grpo.training import _next_command, load_grpo_dataset, parse_args, train_grpo
 
 pytestmark = pytest.mark.slow
 
@@ -336,7 +336,10 @@ def test_training_raises_the_reward(
     assert manifest["rows"]["held_out"] == 8
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"train: loading {answering_model}, and rows of {data}"
-    summary = r"train: held-out reward (\S+) -> (\S+): kept step (\d+) of 40"
+    assert said[-4].startswith(f"train: a model from {answering_model} after 40 steps, in ")
+    assert said[-3] == f"  where: {folder}"
+    assert said[-1] == f"  next: grpo evaluate YOUR.sumocfg --policy fixed_time actuated pretrained {folder}"
+    summary = r"  how good: held-out reward (\S+) -> (\S+): kept step (\d+) of 40"
     before, after, step = re.fullmatch(summary, said[-2]).groups()  # type: ignore[union-attr]
     assert (before, after) == (f"{held_out[0]:.4g}", f"{max(held_out):.4g}") and int(step) == manifest["best_step"]
     assert manifest["rows"]["train"] < 30, "the rest of a held-out scenario must not be trained on"
@@ -449,6 +452,26 @@ def test_a_summary_says_what_came_out() -> None:
     assert _summary(held_out, 0, 8).startswith("kept the model as it was, held-out reward 0.5: every checkpoint")
     assert _summary(trained, 8, 8).startswith("reward of the training rows 0.25 -> 0.5: kept step 8 of 8, the last")
     assert _summary([], 8, 8).startswith("kept step 8 of 8")
+
+
+def test_what_to_drive_next_is_what_the_rows_were_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "data", tiny_rows(3))
+    config = GRPOTrainingConfig(dataset_path="data", output_dir="my model")
+    policies = "--policy fixed_time actuated pretrained 'my model'"
+
+    def said(**settings: Any) -> str:
+        manifest = {"settings": {"seeds": [1, 2], **settings}, "files": {}}
+        (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+        return _next_command(config)
+
+    assert _next_command(config) == said(scenarios=["gone.sumocfg"]) == f"grpo evaluate YOUR.sumocfg {policies}"
+    (tmp_path / "my.sumocfg").touch()
+    own = f"grpo evaluate my.sumocfg {policies} --seeds"
+    assert said(scenarios=["my.sumocfg"]) == f"{own} 101 102 103 104 105 106"
+    assert said(scenarios=["my.sumocfg"], seeds=[3, 104]) == f"{own} 105 106 107 108 109 110"
+    (tmp_path / "suite" / "test").mkdir(parents=True)
+    assert said(scenarios=["suite/train"]) == f"grpo evaluate suite/test {policies}"
 
 
 # Sampling

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from pathlib import Path
@@ -89,6 +90,40 @@ def draw_groups(
     _save(figure, path)
 
 
+@_costs_a_warning
+def draw_series(path: Path, series: Sequence[Mapping[str, Any]]) -> None:
+    """Draw queue, delay and vehicles outside over time, a row for each of the first scenarios; writes a PNG.
+
+    A member of ``series`` has ``scenario``, ``name`` (the controller), ``begin`` and ``every`` (s), and for each kind
+    the (mean, least, largest) of every interval.
+    """
+    scenarios = list(dict.fromkeys(one["scenario"] for one in series))[:_MOST_ROWS]
+    if not scenarios:
+        return
+    figure, axes = _panels(3 * len(scenarios), 3, 4)
+    for row, scenario in enumerate(scenarios):
+        own = [one for one in series if one["scenario"] == scenario]
+        for axis, (kind, unit) in zip(axes[3 * row :], _KINDS.items(), strict=False):
+            for number, one in enumerate(own):
+                minutes = [place * one["every"] / 60 for place in range(len(one[kind]))]
+                line = axis.plot(minutes, [mean for mean, *_ in one[kind]], color=f"C{number}", label=one["name"])[0]
+                line.set(linestyle=("-", "--", ":", "-.")[number % 4], linewidth=1.2)
+            axis.set_title(f"{scenario}: {unit}", fontsize=9.5, loc="left", fontweight="bold", parse_math=False)
+            axis.set_xlabel("minutes", fontsize=8)
+            axis.set_ylim(bottom=0)
+            axis.tick_params(labelsize=7.5)
+            axis.grid(color="#e2e8f0", linewidth=0.7)
+            axis.spines[["top", "right"]].set_visible(False)
+        texts = axes[3 * row].legend(fontsize=7, frameon=False).get_texts()
+        for text in texts:
+            text.set_parse_math(False)
+    _save(figure, path)
+
+
+_KINDS = {"queue": "queue [veh]", "delay": "delay [veh-s lost per s]", "outside": "waiting to enter [veh]"}
+_MOST_ROWS = 4
+
+
 def _panels(count: int, columns: int, bars: int) -> tuple[Figure, list[Axes]]:
     """A figure and its ``count`` panels of ``bars`` rows each."""
     backend = os.environ.pop("MPLBACKEND", None)  # a notebook sets one that need not be installed here
@@ -109,7 +144,8 @@ def _panels(count: int, columns: int, bars: int) -> tuple[Figure, list[Axes]]:
 def _save(figure: Figure, path: Path) -> None:
     temporary = temporary_name(path)
     try:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a letter that the font lacks is a box
+            figure.savefig(temporary, format="png", metadata={"Software": None})
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free the disk") from None

@@ -45,7 +45,7 @@ from ..sumo_interface import ProgramKind, TrafficSimulation
 from ..system.errors import GrpoError, ScenarioError, SimulatorCrash
 from ..system.forks import CHEAP_FORKS, BranchError
 from ..system.workers import cause_of_death, die_with_parent
-from .recording import DecisionRow, Recorder, Recording, about_decisions, decision_row
+from .recording import ALLOWANCE_S, DecisionRow, Recorder, Recording, about_decisions, decision_row
 from .tripinfo import OUTPUTS, Observed, read_measures
 
 _LOOK_S = 10
@@ -85,7 +85,7 @@ def run_episode(episode: EpisodeSpec, policy: Policy | None, *, timeout_s: float
     Raises :class:`ScenarioError` with SUMO's own message where it fails or runs past ``timeout_s`` (seconds of real
     time), :class:`SimulatorCrash` where its process dies.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s + (ALLOWANCE_S if episode.record else 0)
     # The hash seed is fixed and the import path is ours: nothing of the caller's state reaches the simulation.
     environment = (
         os.environ

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..config import SignalConfig
 from ..labels.counterfactual import RolloutSpec, drive, simulate_actions
 from ..policies.rules import make_rule_policy
 from ..simulator.monitor import first_of_each
 from ..simulator.network import Network, in_copy, read_network
+from ..simulator.scenario_files import find_scenarios
 from ..simulator.signals import SignalSettings
 from ..simulator.sumo_options import why_not_used
 from ..sumo_interface import TrafficSimulation
-from ..system.errors import ScenarioError
+from ..system.errors import ConfigError, ScenarioError
 from ..system.forks import BranchError
 from ..system.workers import usable_workers
 
@@ -28,6 +30,7 @@ _LABEL = RolloutSpec(rollout_policy="delay_balance", seconds=30, scope="network"
 _SAMPLED = 0.5  # share of the decision points that become labels by default
 _MOST_NAMES = 5
 _TIMEOUT_S = 3600.0
+_SHORT_RUN_S, _LONGER_RUN_S = 120, 900
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class RunReport:
     own_signal_faults: int
     """Changes from green to red without yellow at lights that keep their own programs."""
     decisions_per_hour: int
+    seconds_per_hour: float
+    """Real seconds of one simulated hour, as it was on roads that were empty at first."""
     seconds_per_episode: float | None
     """Real seconds of one simulation to the scenario's end; ``None`` where it names none."""
     labels_per_hour: int | None
@@ -95,6 +100,24 @@ def examine(sumocfg: Path, settings: SignalSettings, *, seconds: int) -> Report:
     where the monitor finds a violation. SUMO runs in a copy of this process, which its crash does not end.
     """
     report: Report = in_copy(sumocfg, partial(_examine, sumocfg, settings, seconds), _TIMEOUT_S)
+    return report
+
+
+def examine_one(sumocfg: str | Path) -> Report:
+    """The report on one scenario under the default signal settings, with a longer run where nothing happens at first.
+
+    Raises :class:`ScenarioError`, with the words of `grpo check`, where that refuses it, and :class:`ConfigError` for a
+    folder of several.
+    """
+    found = find_scenarios([sumocfg])
+    if len(found) > 1:
+        raise ConfigError([f"{sumocfg}: holds {len(found)} scenarios; give one .sumocfg file"])
+    settings = SignalSettings.from_config(SignalConfig())
+    report = examine(found[0], settings, seconds=_SHORT_RUN_S)
+    if report.run and not report.run.decisions:
+        report = examine(found[0], settings, seconds=_LONGER_RUN_S)
+    if report.error:
+        raise ScenarioError(report.error)
     return report
 
 
@@ -200,6 +223,7 @@ def _short_run(sumocfg: Path, network: Network, settings: SignalSettings, second
         signal_violations=first_of_each(violations),
         own_signal_faults=len(faults),
         decisions_per_hour=_rounded(3600 * asked / seconds),
+        seconds_per_hour=float(f"{3600 * real_s / seconds:.2g}"),
         seconds_per_episode=float(f"{real_s / seconds * whole:.2g}") if whole < float("inf") else None,
         labels_per_hour=labels,
         cores=cores,

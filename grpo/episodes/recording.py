@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +39,8 @@ VERSION = 1
 MOST_FUTURES = 1500
 """Decisions of an episode of which both futures are simulated, about."""
 WORST = 10
+ALLOWANCE_S = 7200.0
+"""Real seconds that recording may take beside the episode itself; each future has a deadline of its own."""
 _FILL_EVERY_S = 5
 _TIMEOUT_S = 120.0
 Recording = dict[str, Any]
@@ -224,7 +227,12 @@ def _signals(shown: Sequence[tuple[float, str]], begin: float) -> list[Any]:
 
 def _approach(approach: Approach, begin: float) -> list[Any]:
     times = (approach.arrives, approach.stood, approach.passed)
-    return [approach.light, approach.link, *(None if time is None else round(time - begin, 1) for time in times)]
+    return [
+        approach.track,
+        approach.light,
+        approach.link,
+        *(None if time is None else round(time - begin, 1) for time in times),
+    ]
 
 
 def _figures(outcome: Outcome) -> list[float]:
@@ -281,12 +289,27 @@ def packed(recording: Recording) -> bytes:
     return gzip.compress(text.encode("utf-8", "surrogatepass"), compresslevel=6, mtime=0)
 
 
+_NAMED = {
+    "policy",
+    "scenario",
+    "seed",
+    "map",
+    "lights",
+    "signals",
+    "tracks",
+    "approaches",
+    "decisions",
+    "futures",
+    "worst",
+}
+
+
 def read_recording(path: Path) -> Recording:
     """Read a recording; raises :class:`DataError` where it is none, or one of another version."""
     try:
         recording = json.loads(gzip.decompress(path.read_bytes()))
-        if recording["version"] == VERSION:
+        if recording["version"] == VERSION and recording.keys() >= _NAMED:
             return dict(recording)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError):
         pass
     raise DataError(f"{path}: is no recording that this program can read; run `grpo evaluate --record` again")

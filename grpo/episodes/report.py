@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
@@ -27,8 +28,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from ..models.folder import SHIPPED
-from ..policies.rules import BASELINES
+from ..policies.rules import BASELINES, ROLLOUT
 from ..records import EpisodeResult, TripMeasures
 from ..system.console import table
 from ..system.files import write_text
@@ -195,12 +198,16 @@ def _round(value: float | None) -> float | None:
 # ---------------------------------------------------------------------- names
 
 
+_SAYS_NOTHING = ("model",)
+"""Names of folders that need the one above to be told apart: `grpo tune` and `grpo init` make these."""
+
+
 def display_names(policies: Sequence[str]) -> dict[str, str]:
     """Short name of each policy: a model's folder, with as many parents as it takes to tell two apart."""
     names = {}
     for policy in policies:
         parts = policy.rstrip("/").split("/")
-        length = 1
+        length = min(len(parts), 1 + (parts[-1] in _SAYS_NOTHING))
         while length < len(parts) and any(
             other != policy and other.rstrip("/").split("/")[-length:] == parts[-length:] for other in policies
         ):
@@ -264,6 +271,37 @@ def incomplete_lines(total: Sequence[Summary]) -> list[str]:
         f"Means and differences are over {compared} of {total[0]['n']} episodes: the scenarios and seeds that every "
         "policy completed."
     ]
+
+
+def best_line(summary: Sequence[Summary]) -> str | None:
+    """The controller with the least delay over all scenarios, and the second; ``None`` where none has a result.
+
+    ``rollout``, which knows the future, is no controller; one that failed more often than another is not the best.
+    """
+    entries = [e for e in summary if e["scenario"] == ALL and e["policy"] != ROLLOUT]
+    entries = [e for e in entries if e["failed"] == min(other["failed"] for other in entries)]
+    ranked = sorted(
+        (e for e in entries if e["avg_delay_s"]["mean"] is not None), key=lambda e: e["avg_delay_s"]["mean"]
+    )
+    if not ranked:
+        return None
+    names = display_names([entry["policy"] for entry in ranked])
+    said = [f"{names[e['policy']]} {e['avg_delay_s']['mean']:.1f} s per vehicle" for e in ranked[:2]]
+    if len(ranked) == 1:
+        return f"mean delay {said[0]}"
+    verdict = ranked[0]["delay_difference_s"][ranked[1]["policy"]]["verdict"]
+    return f"least mean delay {said[0]}, then {said[1]} (the difference: {verdict})"
+
+
+def json_text(output_dir: str, episodes: Sequence[EpisodeResult], summary: Sequence[Summary], **more: Any) -> str:
+    """What `--json` prints in place of the tables: the folder, the failures and the summary."""
+    failures = [
+        {"policy": one.policy, "scenario": one.scenario, "seed": one.seed, "error": one.error}
+        for one in episodes
+        if one.error is not None
+    ]
+    answer = {"output_dir": output_dir, "episodes": len(episodes), "failures": failures, **more}
+    return json.dumps({**answer, "summary": list(summary)}, ensure_ascii=False, indent=1)
 
 
 def _where(scenarios: Sequence[str]) -> str:
@@ -359,10 +397,21 @@ def flat(episode: EpisodeResult) -> dict[str, Any]:
     return first | measures | record
 
 
-def write_csv(path: Path, episodes: Sequence[EpisodeResult]) -> None:
-    """Write the episodes, one a line; an unknown value is an empty cell."""
+def episode_of(record: Mapping[str, Any]) -> EpisodeResult:
+    """The episode that :func:`flat` made a record of; raises ``ValueError`` for a record of something else."""
+    of_trips = {field.name: record[field.name] for field in fields(TripMeasures) if field.name in record}
+    rest = {name: value for name, value in record.items() if name not in of_trips}
+    return _EPISODE.validate_python(rest | {"measures": None if record["error"] is not None else of_trips})
+
+
+_EPISODE = TypeAdapter(EpisodeResult)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows that have the same names; an unknown value is an empty cell. Nothing is written for no rows."""
+    if not rows:
+        return
     text = io.StringIO()
-    rows = [flat(episode) for episode in episodes]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

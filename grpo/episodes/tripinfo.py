@@ -107,7 +107,7 @@ def read_measures(folder: Path, observed: Observed) -> tuple[TripMeasures, Episo
         spillback_s=observed.spillback_s,
     )
     for name, value in asdict(measures).items():
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             raise ScenarioError(f"{name} is {value}: SUMO's output holds a number that is none")
     return measures, _series(seconds)
 

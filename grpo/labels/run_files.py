@@ -6,7 +6,6 @@ Every line has a checksum: what a killed process has torn, or a disk has damaged
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..records import Action, GRPODataEntry, row_to_json, rows_from_json, time_text
+from ..system.console import say
 from ..system.errors import DataError, OutputError
 from ..system.files import checked_line, checked_lines, digest, write_text
 from ..system.forks import BranchError
@@ -114,7 +114,7 @@ def is_finished(run: LabelRun) -> bool:
     try:
         LabelledRun.read(run)
     except DataError as error:
-        print(f"note: the run of {run.name} seed {run.seed} is made again: {error}", file=sys.stderr)
+        say(f"note: the run of {run.name} seed {run.seed} is made again: {error}")
         return False
     return True
 

@@ -15,15 +15,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging as transformers_logging
 
-from ..system.console import say
+from ..system.console import clock, say
 from ..system.errors import ConfigError
-
-
-def clock(seconds: float) -> str:
-    """``75`` as ``1:15``, ``3675`` as ``1:01:15``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class LogLines(TrainerCallback):

@@ -23,6 +23,7 @@ from typing import Any
 from ..system.errors import ScenarioError, SimulatorCrash, one_line
 from ..system.files import input_digest
 from ..system.forks import BranchError, in_fork
+from .libraries import remedy
 from .network_file import NetworkFiles, read_network_files
 from .phases import LightProgram, Links, Phase, dark_links, why_uncontrolled
 from .signals import SignalPlan, SignalSettings, plan_signal
@@ -295,8 +296,7 @@ def _libsumo() -> Any:
             import libsumo
     except ImportError as error:  # its library is linked against those of a desktop, which a bare server lacks
         raise ScenarioError(
-            f"SUMO's library does not load ({error}); if a system library is missing: "
-            "apt-get install libatomic1 libgl1 libxext6 libxrender1"
+            f"SUMO's library does not load ({error}); if a system library is missing: {remedy()}; see `grpo doctor`"
         ) from None
     return libsumo
 

@@ -20,6 +20,8 @@ _JUMP = 127
 class Approach:
     """One vehicle on its way to one light; times in seconds, ``None`` where it did not happen."""
 
+    track: int
+    """Which of the tracks is the vehicle's."""
     light: str
     link: int
     """Position in the light's states."""
@@ -29,13 +31,14 @@ class Approach:
     """When it first stood."""
     passed: float | None = None
     """When it was behind the stop line."""
+    gone: bool = False
+    """Whether its trip ended before the stop line."""
 
 
 @dataclass(slots=True)
 class _Vehicle:
+    number: int
     track: list[int]
-    """[second, x, y, dx, dy, dx, dy, ...]"""
-    seen: int
     x: int
     y: int
     edge: str = ""
@@ -57,7 +60,7 @@ class Tracks:
         """[second of the first position, x, y, then dx, dy for each second after it], in units of :data:`UNIT_M`."""
         self.lengths: list[int] = []
         """Of each track its vehicle's length in decimetres."""
-        self.approaches: list[Approach] = []
+        self._approaches: list[Approach] = []
 
     def note(self, second: int, time: float, names: Iterable[str] | None = None) -> None:
         """Note where vehicles are, all or those in ``names``; ``second`` counts from the begin, ``time`` is SUMO's."""
@@ -73,7 +76,7 @@ class Tracks:
             moved = (x - vehicle.x, y - vehicle.y) if vehicle else (0, 0)
             if vehicle is None or max(map(abs, moved)) > _JUMP:
                 edge, approach = (vehicle.edge, vehicle.approach) if vehicle else ("", None)
-                vehicle = _Vehicle([second, x, y], second, x, y, edge=edge, approach=approach)
+                vehicle = _Vehicle(len(self.tracks), [second, x, y], x, y, edge=edge, approach=approach)
                 self.tracks.append(vehicle.track)
                 self.lengths.append(round(self._sumo.vehicle.getLength(name) * 10))
                 moved = (1, 1)
@@ -86,28 +89,42 @@ class Tracks:
                 if moved == (0, 0) and vehicle.approach is not None and vehicle.approach.stood is None:
                     vehicle.approach.stood = time
                     self._note_link(name, vehicle.approach)
+        for name in self._here.keys() - here.keys():
+            if (approach := self._here[name].approach) is not None:
+                approach.gone = True
         self._here = here
 
+    @property
+    def approaches(self) -> list[Approach]:
+        """Those of vehicles that passed a light, or still mean to."""
+        return [approach for approach in self._approaches if not approach.gone]
+
     def _follow(self, name: str, vehicle: _Vehicle, time: float, links: Links) -> None:
-        """Asks SUMO for the next light only where the answer can be a new one: that is slow."""
+        """Asks SUMO for the next light only where the answer can be a new one: that is slow.
+
+        A stop line is passed when another one, or none, is the next: on a short edge a vehicle may never be seen.
+        """
         edge = self._sumo.vehicle.getRoadID(name)
         if edge != vehicle.edge:
-            if vehicle.approach is not None:
-                groups = links[vehicle.approach.light][vehicle.approach.link]
-                if any(_edge_of(incoming) == vehicle.edge for incoming, _ in groups):
-                    vehicle.approach.passed, vehicle.approach = time, None
             vehicle.edge, vehicle.look_again = edge, time
-        if time < vehicle.look_again or vehicle.approach is not None:
+        if time < vehicle.look_again:
             return
         vehicle.look_again = float("inf")
-        if ahead := self._sumo.vehicle.getNextTLS(name):
-            light, link, distance = ahead[0][:3]
+        light, link, distance = next(((one[0], one[1], one[2]) for one in self._sumo.vehicle.getNextTLS(name)), _NONE)
+        own = vehicle.approach
+        if own is not None and (own.light, _edges_into(links, own.light, own.link)) != (
+            light,
+            _edges_into(links, light, link),
+        ):
+            own.passed = time
+            own = vehicle.approach = None
+        if own is None and light in links:
             speed = max(1.0, self._sumo.vehicle.getAllowedSpeed(name))
             if distance > _SIGHT_M:
                 vehicle.look_again = time + max(1.0, (distance - _SIGHT_M) / speed)
-            elif light in links:
-                vehicle.approach = Approach(light, link, round(time + distance / speed, 1))
-                self.approaches.append(vehicle.approach)
+            else:
+                vehicle.approach = Approach(vehicle.number, light, link, round(time + distance / speed, 1))
+                self._approaches.append(vehicle.approach)
 
     def _note_link(self, name: str, approach: Approach) -> None:
         """It stands in the lane that it will go on from."""
@@ -116,5 +133,9 @@ class Tracks:
             approach.link = ahead[0][1]
 
 
-def _edge_of(lane: str) -> str:
-    return lane.rsplit("_", 1)[0]
+_NONE = ("", -1, 0.0)
+
+
+def _edges_into(links: Links, light: str, link: int) -> set[str]:
+    """The edges whose end is the stop line of a link: several links have one stop line."""
+    return {incoming.rsplit("_", 1)[0] for incoming, _ in links[light][link]} if light in links else set()

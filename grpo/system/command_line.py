@@ -9,22 +9,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from inspect import get_annotations
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter
 
+from .console import set_manners
 from .errors import ConfigError
-from .settings import C, StageConfig, flag_of, read_config, read_yaml
+from .settings import C, StageConfig, flag_of, json_schema, read_config, read_yaml
 
 EXIT_CODES = """exit codes: 0 done; 1 a fault of this program; 2 something to correct, nothing was written over;
             3 results that cannot be relied on; 130 interrupted (start it again to resume)"""
 _BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n")
+_POSITIONALS = {"output_dir": "DIR"}
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}", "multiple_of": "in steps of {}"}
 
 
@@ -45,12 +48,16 @@ def parse_config(cls: type[C], argv: Sequence[str] | None) -> C:
         raise ConfigError([f"'{unknown[0]}' belongs to no flag; see `grpo {cls.STAGE} --help`"])
     flags = vars(known)
     path, shows_config, shows_schema = (flags.pop(name, None) for name in ("config", "show_config", "show_schema"))
+    set_manners(quiet=flags.pop("quiet"), as_json=flags.pop("json", False), following=following_step(path))
     if cls.POSITIONAL and (given := flags.pop("positional")):
-        flags[cls.POSITIONAL] = [*given, *flags.get(cls.POSITIONAL, [])]
+        many = get_origin(get_type_hints(cls)[cls.POSITIONAL]) is list
+        if not many and len(given) > 1:
+            raise ConfigError([f"'{given[1]}' belongs to no flag; see `grpo {cls.STAGE} --help`"])
+        flags[cls.POSITIONAL] = [*given, *flags.get(cls.POSITIONAL, [])] if many else given[0]
     flags |= {name[2:].split("=")[0].replace("-", "_"): "" for name in unknown if name.startswith("--")}
     config = read_config(path, cls, {name: _flag_value(value) for name, value in flags.items()})
     if shows_schema:
-        print(json.dumps(TypeAdapter(cls).json_schema(), indent=1))
+        print(json.dumps(json_schema(cls), ensure_ascii=False, indent=1))
     elif shows_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
     if shows_config or shows_schema:
@@ -58,10 +65,22 @@ def parse_config(cls: type[C], argv: Sequence[str] | None) -> C:
     return config
 
 
+def following_step(config: str | None) -> str | None:
+    """The command of the step after ``config`` in a folder of ``NUMBER_STAGE.yaml``; ``None`` where there is none."""
+    steps = {}
+    for path in Path(config).parent.glob("*_*.yaml") if config else ():
+        number, _, stage = path.stem.partition("_")
+        if number.isdecimal():
+            steps[int(number), stage] = path
+    own = next((key for key, path in steps.items() if config and path == Path(config)), None)
+    later = sorted(key for key in steps if own and key > own)
+    return f"grpo {later[0][1]} --config {shlex.quote(str(steps[later[0]]))}" if later else None
+
+
 def _parser(cls: type[StageConfig]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"grpo {cls.STAGE}",
-        usage=f"grpo {cls.STAGE} {f'[{cls.POSITIONAL.upper()} ...] ' if cls.POSITIONAL else ''}[--config FILE] [flags]",
+        usage=f"grpo {cls.STAGE} {_positional(cls)}[--config FILE] [flags]",
         description=(cls.__doc__ or "").partition("\n")[0].partition(": ")[2],
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -90,8 +109,55 @@ def _parser(cls: type[StageConfig]) -> argparse.ArgumentParser:
     general.add_argument("--config", metavar="FILE", help="YAML file of settings; flags beat it, it beats the defaults")
     general.add_argument("--show-config", action="store_true", help="print the settings as YAML, and end")
     general.add_argument("--show-schema", action="store_true", help="print a JSON Schema of the settings, and end")
+    general.add_argument("-q", "--quiet", action="store_true", help="no progress, notes and summary on stderr")
+    if cls.PRINTS_JSON:
+        general.add_argument("--json", action="store_true", help="print JSON for programs instead of tables")
     general.add_argument("-h", "--help", action="help", help="show this text, and end")
     return parser
+
+
+def _positional(cls: type[StageConfig]) -> str:
+    """How the words without a flag are shown in the usage."""
+    if not cls.POSITIONAL:
+        return ""
+    many = get_origin(get_type_hints(cls)[cls.POSITIONAL]) is list
+    return f"[{_POSITIONALS.get(cls.POSITIONAL, cls.POSITIONAL.upper())}{' ...' if many else ''}] "
+
+
+@dataclass(frozen=True, slots=True)
+class FlagHelp:
+    """A flag as a shell completes it."""
+
+    names: tuple[str, ...]
+    about: str
+    choices: tuple[str, ...] = ()
+    """The values that it may have; empty where these cannot be listed."""
+    value: bool = False
+    """Whether a value follows it."""
+    many: bool = False
+    """Whether several values may follow it."""
+
+
+def flags_of(cls: type[StageConfig]) -> list[FlagHelp]:
+    """The flags of a stage, in the order of its help."""
+    hints, found = get_type_hints(cls), []
+    for action in _parser(cls)._actions:
+        hint = hints.get(action.dest)
+        names, about = tuple(action.option_strings), (action.help or "").replace("%%", "%").rpartition(" (default:")
+        switches = action.nargs == 0 or hint is bool
+        one = FlagHelp(names, about[0] or about[2], _choices(hint), not switches, action.nargs == "+")
+        found += [one] if names else []
+        if hint is bool:
+            found.append(FlagHelp((f"--no-{names[0][2:]}",), f"not: {one.about}"))
+    return found
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    if get_origin(hint) is Literal:
+        return tuple(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType, list):
+        return tuple(choice for one in get_args(hint) for choice in _choices(one))
+    return ("true", "false") if hint is bool else ()
 
 
 def _groups(cls: type[StageConfig]) -> dict[str, list[dataclasses.Field[Any]]]:
@@ -118,7 +184,7 @@ def _metavar(name: str, hint: Any) -> str:
         return "{KEY: NUMBER}"
     if hasattr(hint, "__metadata__"):
         return _metavar(name, get_args(hint)[0])
-    texts = {"output_dir": "DIR", "scenarios": "SUMOCFG"}
+    texts = {"output_dir": "DIR", "scenarios": "SUMOCFG", "sumocfg": "SUMOCFG"}
     paths = "PATH" if name.endswith("_path") else "TEXT"
     return {bool: "true|false", int: "INT", float: "NUMBER"}.get(hint) or texts.get(name, paths)
 

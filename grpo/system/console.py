@@ -13,45 +13,121 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from .errors import GrpoError
 from .ranks import is_main_process, silence_other_ranks
 
+_QUIET = "SCU_TSC_QUIET"
+"""Set in the environment while a stage is to be quiet, so that its workers are too."""
+_as_json = False
+_following: str | None = None
+
+
+def set_manners(*, quiet: bool, as_json: bool, following: str | None = None) -> None:
+    """How this run speaks: ``quiet`` leaves warnings, errors and what stdout is for; ``as_json`` is for stdout.
+
+    ``following`` is the command that its user is about to type, where that is known.
+    """
+    global _as_json, _following
+    _as_json, _following = as_json, following
+    if quiet:
+        os.environ[_QUIET] = "1"
+    else:
+        os.environ.pop(_QUIET, None)
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are to be on stderr."""
+    return _QUIET in os.environ
+
+
+def wants_json() -> bool:
+    """Whether the answer on stdout is to be JSON."""
+    return _as_json
+
+
+def clock(seconds: float) -> str:
+    """A duration in words: ``8 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def rate(done: int, seconds: float) -> str:
+    """How fast pieces are finished, in the unit in which that can be pictured: a second, a minute or an hour."""
+    a_second = done / max(seconds, 1e-3)
+    for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
+        if a_second * length >= 1 or unit == "h":
+            return f"{a_second * length:.3g}/{unit}"
+    raise AssertionError
+
 
 @contextlib.contextmanager
 def progress_bar(title: str, *, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call with a short text after each finished piece; shows the time that is left."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Yield a function to call with a short text after each finished piece; shows the rate and the time that is left.
 
-        columns = (
-            TextColumn(title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(title, total=total, completed=done, last="")
-            yield lambda text: progress.update(task, advance=1, last=text)
-        return
+    A bar in a terminal, a line for each piece elsewhere, nothing where the run is quiet.
+    """
     start, finished = time.monotonic(), 0
+
+    def estimate() -> str:
+        seconds = time.monotonic() - start
+        left = seconds / finished * (total - done - finished)
+        return f"{rate(finished, seconds)}, {clock(left)} left"
 
     def line(text: str) -> None:
         nonlocal finished
         finished += 1
-        left = (time.monotonic() - start) / finished * (total - done - finished)
-        print(f"{title}: {done + finished}/{total}, {left:.0f} s left; {text}", file=sys.stderr, flush=True)
+        if not is_quiet():
+            print(f"{title}: {done + finished}/{total}, {estimate()}; {text}", file=sys.stderr, flush=True)
 
-    yield line
+    if is_quiet() or not sys.stderr.isatty():
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    def advance(text: str) -> None:
+        nonlocal finished
+        finished += 1
+        progress.update(task, advance=1, last=text, left=estimate())
+
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[last]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, completed=done, last="", left="")
+        yield advance
 
 
 def say(line: str) -> None:
-    """Write one line of log to stderr, once for all processes of a run."""
-    if is_main_process():
+    """Write one line of log to stderr, once for all processes of a run; nothing where the run is quiet."""
+    if is_main_process() and not is_quiet():
         print(line, file=sys.stderr, flush=True)
+
+
+def finished(
+    stage: str, *, made: str, where: str | Path, seconds: float, good: str | None = None, then: Sequence[str] = ()
+) -> None:
+    """Say on stderr, at the end of a stage, what was made, where, how long that took, how good it is, and what to type.
+
+    ``good`` is the figure that the stage knows of its own result; ``then`` are commands, the likeliest first. The next
+    step of a folder of configs stands in their place.
+    """
+    say(f"{stage}: {made}, in {clock(seconds)}")
+    say(f"  where: {where}")
+    if good:
+        say(f"  how good: {good}")
+    for number, command in enumerate([_following] if _following else then):
+        say(f"  {'next:' if number == 0 else '     '} {command}")
 
 
 def terminal_width() -> int | None:

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from .console import say
 from .errors import OutputError
 from .files import (
     HELD,
@@ -133,10 +134,7 @@ def _claim(folder: Path, run: dict[str, Any], if_finished: str, ignore: set[str]
         differing += differing_settings(before["settings"], now["settings"], ignore)
     if differing:
         aside = _move_aside(folder)
-        print(
-            f"note: {folder}: held an unfinished run with other {', '.join(differing[:4])}; it is kept as {aside}",
-            file=sys.stderr,
-        )
+        say(f"note: {folder}: held an unfinished run with other {', '.join(differing[:4])}; it is kept as {aside}")
     write_json(folder / RUN, run)
     return before is not None and not differing
 
@@ -263,6 +261,15 @@ def write_manifest(
     manifest = {"stage": stage, "settings": dict(settings), "versions": versions, "git_commit": _git_commit()}
     write_json(folder / MANIFEST, manifest | results | {"files": files})
     _unlock(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run; empty where there is none, or it is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return manifest if isinstance(manifest["settings"], dict) and isinstance(manifest["files"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def changed_file(folder: Path, files: Mapping[str, str]) -> str | None:

@@ -6,14 +6,15 @@ import dataclasses
 import difflib
 import re
 import reprlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 from .files import can_be_written
 
 STRICT = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -36,7 +37,9 @@ class StageConfig:
 
     STAGE: ClassVar[str]
     POSITIONAL: ClassVar[str | None] = None
-    """The field, a list, that takes the words of the command line that belong to no flag."""
+    """The field that takes the words of the command line that belong to no flag: a list, or one text."""
+    PRINTS_JSON: ClassVar[bool] = False
+    """Whether the stage has `--json`: its answer on stdout as data. How a result is shown is no setting of it."""
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -46,6 +49,17 @@ class StageConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, equal after a round trip through YAML."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True, config=STRICT)
+class FolderSettings(StageConfig):
+    """Run."""
+
+    if_finished: Literal["stop", "move_aside"] = Field(
+        default="stop",
+        description="what to do where the output folder holds a finished run: "
+        "`stop` with an error, or `move_aside` (rename the old folder to NAME.1, NAME.2, ...)",
+    )
 
 
 C = TypeVar("C", bound=StageConfig)
@@ -167,6 +181,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def commented_yaml(head: Sequence[str], settings: Mapping[str, tuple[Any, str]]) -> str:
+    """A config to read and to change: lines of ``head``, then each setting with its value and why it has it."""
+    lines = [(f"{key}: {_flow(value)}", why) for key, (value, why) in settings.items()]
+    width = min(44, max(len(line) for line, _ in lines))
+    texts = [f"{line:<{width}}  # {one_line(why)}" if why else line for line, why in lines]
+    return "\n".join([*(f"# {one_line(line)}".rstrip() for line in head), *texts, ""])
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9).removesuffix("...\n").strip()
+
+
 def preset(path: str | Path) -> Path:
     """``path``, or what the package ships under that name, such as ``config/demo``, if there is none here."""
     path, package = Path(path), Path(__file__).resolve().parents[1]
@@ -174,6 +201,17 @@ def preset(path: str | Path) -> Path:
         return path
     shipped = (home.joinpath(*path.parts[1:]) for home in (package / "presets", package.parent / "config"))
     return next((one for one in shipped if one.exists()), path)
+
+
+def json_schema(cls: type[StageConfig]) -> dict[str, Any]:
+    """What an editor needs to complete and check a YAML file of these settings: a JSON Schema with every default."""
+    schema = TypeAdapter(cls).json_schema()
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        described, info = schema["properties"][field.name], cast(Any, field.default)
+        described.setdefault("default", info.default_factory() if info.default_factory else info.default)
+        if described.get("type") == "array":  # one value is read as a list of one
+            described["type"] = ["array", *dict.fromkeys(["string", described["items"]["type"]])]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def flag_of(name: str) -> str:

@@ -1,0 +1,1 @@
+"""What a browser shows: one self-contained file of runs and recordings."""
