@@ -81,7 +81,8 @@ def report(config: ReportConfig) -> Path:
     )
     judged = {run.name: run for run in runs if len({e.seed for e in evaluations.get(run.name, [])}) > 1}
     judged = judged or {run.name: run for run in runs if run.name in evaluations}  # one seed is for the replay alone
-    parts = {name: evaluation_part(run, evaluations[name]) for name, run in judged.items()}
+    summaries = {name: summarise(evaluations[name]) for name in judged}
+    parts = {name: evaluation_part(run, evaluations[name], summaries[name]) for name, run in judged.items()}
     data: dict[str, Any] = {
         **_title(list(parts.values()), runs),
         "version": metadata.version("scu-tsc"),
@@ -107,7 +108,7 @@ def report(config: ReportConfig) -> Path:
         prefix = "" if len(parts) == 1 else f"{number + 1}_"
         write_csv(output / f"{prefix}episodes.csv", [flat(episode) for episode in evaluations[name]])
         write_csv(output / f"{prefix}over_time.csv", series_rows(part))
-        draw_chart(output / f"{prefix}delay.png", evaluations[name], summarise(evaluations[name]))
+        draw_chart(output / f"{prefix}delay.png", evaluations[name], summaries[name])
         draw_series(output / f"{prefix}over_time.png", part["series"])
     write_csv(output / "phases.csv", [{key: row[key] for key in row if key != "order"} for row in data["phases"]])
     check_unchanged(config, inputs)

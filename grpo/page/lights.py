@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean, median
 from typing import Any
@@ -236,8 +236,3 @@ def _path(driven: _Driven, passes: _Passes, at: Sequence[float]) -> list[float]:
         if known[0][1] - _SIGHT_M <= metres <= known[-1][1] + _SIGHT_M:
             path += [second, round(metres)]
     return path
-
-
-def as_rows(figures: Sequence[PhaseFigures]) -> list[dict[str, Any]]:
-    """As plain data."""
-    return [asdict(one) for one in figures]

@@ -102,12 +102,14 @@ def read_episodes(run: Run) -> list[EpisodeResult]:
         raise DataError(f"{path}: is damaged, or of another version; run `grpo {run.stage}` again") from None
 
 
-def evaluation_part(run: Run, episodes: Sequence[EpisodeResult]) -> Data:
-    """One evaluation: its controllers, what is best, and figures for each scenario and over all."""
+def evaluation_part(run: Run, episodes: Sequence[EpisodeResult], summary: Sequence[Data]) -> Data:
+    """One evaluation: its controllers, what is best, and figures for each scenario and over all.
+
+    ``summary`` is that of the episodes (``episodes.report.summarise``).
+    """
     policies = list(dict.fromkeys(episode.policy for episode in episodes))
     names = display_names(policies)
     scenarios = list(dict.fromkeys(episode.scenario for episode in episodes))
-    summary = [one for one in _read(run.folder / RESULTS)["summary"] if isinstance(one, dict)]
     groups = [*scenarios, *([ALL] if len(scenarios) > 1 else [])]
     return {
         "name": run.name,
@@ -135,7 +137,7 @@ def _named(advice: Data, names: Mapping[str, str]) -> Data:
 def _group(scenario: str, episodes: Sequence[EpisodeResult], summary: Sequence[Data], names: Mapping[str, str]) -> Data:
     runs = {policy: [e for e in episodes if e.policy == policy] for policy in names}
     compared = on_same_traffic(runs)
-    entries = {one["policy"]: one for one in summary if one.get("scenario") == scenario}
+    entries = {one["policy"]: one for one in summary if one["scenario"] == scenario}
     first = compared_policies(list(names))[0]
     differences = entries.get(first, {}).get("delay_difference_s", {})
     return {

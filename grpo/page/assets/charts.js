@@ -155,8 +155,8 @@ const Charts = {
     return figure;
   },
 
-  // The names of series with their line, marker or, with `look`, a piece of their bars, in as many rows as the width asks for.
-  key(series, width, { markers = false, look = null } = {}) {
+  // The names of series with their line or, with `look`, a piece of their bars, in as many rows as the width asks for.
+  key(series, width, { look = null } = {}) {
     const items = series.map((one, i) => ({ name: one.name, i, wide: 34 + one.name.length * 6.6 }));
     let [left, row] = [0, 0];
     for (const item of items) {
@@ -170,7 +170,6 @@ const Charts = {
         for (const { name, i, left: at, row: line } of items) {
           const y = 10 + line * 17;
           if (look) drawing.append(Charts.svg("rect", { x: at + 8, y: y - 5, width: 12, height: 10, ...look(i) }));
-          else if (markers) drawing.append(Charts.marker(i, at + 12, y, 4, Charts.colour(i)));
           else drawing.append(Charts.svg("line", { x1: at, x2: at + 24, y1: y, y2: y, stroke: Charts.colour(i), "stroke-width": 2.2, "stroke-dasharray": DASHES[i % DASHES.length] }));
           drawing.append(Charts.svg("text", { x: at + 30, y: y + 4 }, name));
         }

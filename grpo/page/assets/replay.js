@@ -83,7 +83,7 @@ class Player {
     const options = (labels) => labels.map((label, i) => Page.el("option", { value: i }, label));
     this.scenario = Page.el("select", { onchange: () => this.open(Number(this.scenario.value)) }, ...options(this.scenarios.map((one) => one.name)));
     this.play = Page.el("button", { type: "button", class: "play", onclick: () => this.toggle() });
-    this.slider = Page.el("input", { type: "range", min: 0, step: 1, class: "clock", oninput: () => this.seek(Number(this.slider.value)) });
+    this.slider = Page.el("input", { type: "range", min: 0, step: 1, class: "clock", "aria-label": t("replay.clock"), oninput: () => this.seek(Number(this.slider.value)) });
     this.clock = Page.el("output", { class: "clock" });
     this.pace = Page.el("select", { onchange: () => (this.speed = SPEEDS[this.pace.value]) }, ...options(SPEEDS.map((speed) => `${speed}×`)));
     this.pace.value = SPEEDS.indexOf(this.speed);
