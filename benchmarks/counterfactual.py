@@ -14,7 +14,9 @@ speed drifts treats all alike:
   the queues of the light's lanes read before and after, closed: once for each action. Of the first points only.
 
 Raw and spawned jobs run side by side, one a core; their times are added up and divided by the cores.
-Progress goes to stderr, one line of JSON to stdout: ``raw_ratio`` is engine / raw, ``spawn_ratio`` spawn / engine.
+Progress goes to stderr, one line of JSON to stdout: ``raw_ratio`` is engine / raw, ``spawn_ratio`` spawn / engine,
+``ms_per_other_action`` what a label of K open actions costs for each of its K - 1 branches, with its share of the run.
+Nothing is spawned where the action set is not ``cycle``.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ from networks import scenario
 
 from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive
 from grpo.policies.rules import make_rule_policy
-from grpo.records import ACTIONS, Action, Outcome, time_text
+from grpo.prompt_builder import ACTION_SETS
+from grpo.records import Action, Outcome, time_text
 from grpo.simulator.network import read_network
-from grpo.simulator.signals import programs_xml
+from grpo.simulator.signals import SignalSettings, programs_xml
 from grpo.sumo_interface import TrafficSimulation
 from grpo.system.forks import CHEAP_FORKS, BranchError, in_fork
 from grpo.system.workers import run_isolated
@@ -62,11 +65,16 @@ class Point:
 # ---------------------------------------------------------------------- the engine, one process a core
 
 
-def run_engine(connection: Connection, sumocfg: Path, seed: int, horizon: RolloutSpec, warm_up: int) -> None:
+def run_engine(
+    connection: Connection, sumocfg: Path, seed: int, horizon: RolloutSpec, settings: SignalSettings, warm_up: int
+) -> None:
     """Label as many points as the parent asks for, each time it asks; answers (points, resident MB)."""
     random = Random(seed)
     policy = make_rule_policy(horizon.rollout_policy, seed=0)
-    with TrafficSimulation(sumocfg, seed=seed) as simulation, Counterfactuals(simulation, horizon) as engine:
+    with (
+        TrafficSimulation(sumocfg, seed=seed, settings=settings) as simulation,
+        Counterfactuals(simulation, horizon) as engine,
+    ):
         drive(simulation, policy, warm_up)
         count = 0
         asked: dict[int, tuple[float, str]] = {}
@@ -82,7 +90,7 @@ def run_engine(connection: Connection, sumocfg: Path, seed: int, horizon: Rollou
                 taken = {}
                 for observation, decision in zip(due, policy.decide(due), strict=True):
                     explore = random.random() < EXPLORATION
-                    taken[observation.junction_id] = random.choice(ACTIONS) if explore else decision.action
+                    taken[observation.junction_id] = random.choice(observation.choices) if explore else decision.action
                 labels.update(engine.step(due, keys, taken))
             labels.update(engine.finish())
             decisions = {at: dict(taken) for at, taken in simulation.decisions.items()}
@@ -102,13 +110,13 @@ def _resident_mb() -> float:
 
 
 def run_raw(
-    sumocfg: Path, point: Point, action: Action, horizon: RolloutSpec, state: Path | None
+    sumocfg: Path, point: Point, action: Action, horizon: RolloutSpec, settings: SignalSettings, state: Path | None
 ) -> tuple[float, Outcome]:
     """Seconds for the bare steps, phase changes and measurements of one branch; saves the instant on the way."""
     folder = os.open(
         state.parent if state else tempfile.gettempdir(), os.O_RDONLY
     )  # else what SUMO writes goes nowhere
-    with TrafficSimulation(sumocfg, seed=point.seed, files_in=folder) as simulation:
+    with TrafficSimulation(sumocfg, seed=point.seed, settings=settings, files_in=folder) as simulation:
         while simulation.time < point.time:
             for junction_id, taken in point.decisions.get(time_text(simulation.time), {}).items():
                 simulation.apply(junction_id, taken)
@@ -151,10 +159,14 @@ def _switches(
     seen: dict[int, list[tuple[str, int]]] = {}
     begin = simulation.time
 
-    def note(junction_id: str, phase: int) -> None:
-        seen.setdefault(int(simulation.time - begin), []).append((junction_id, phase))
+    lights = simulation.sumo.trafficlight
+    set_phase = lights.setPhase
 
-    simulation.on_switch = note
+    def note_and_set(junction_id: str, phase: int) -> None:
+        seen.setdefault(int(simulation.time - begin), []).append((junction_id, phase))
+        set_phase(junction_id, phase)
+
+    lights.setPhase = note_and_set  # of this branch alone
     drive(simulation, horizon.policy(), horizon.seconds, due=due, forced=forced)
     return seen
 
@@ -208,19 +220,22 @@ def _parallel(function: Any, calls: Sequence[tuple[Any, ...]], cores: int) -> li
 def measure(sumocfg: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Take turns until the points are used up; returns the figures."""
     horizon = RolloutSpec(args.policy, args.horizon, args.scope)
+    signals = SignalSettings(action_set=args.action_set)
     context = get_context("spawn")
     os.environ.update(CHEAP_FORKS)
     engines = []
     for seed in range(1, args.cores + 1):
         ours, theirs = context.Pipe()
-        process = context.Process(target=run_engine, args=(theirs, sumocfg, seed, horizon, args.warm_up), daemon=True)
+        process = context.Process(
+            daemon=True, target=run_engine, args=(theirs, sumocfg, seed, horizon, signals, args.warm_up)
+        )
         process.start()
         engines.append(ours)
     for engine in engines:
         engine.recv()
     turns: list[tuple[float, int]] = []
     raw_s = engine_s = spawn_s = 0.0
-    compared = spawned = labels = 0
+    compared = spawned = labels = branches = 0
     memory: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         while labels < args.labels:
@@ -237,9 +252,9 @@ def measure(sumocfg: Path, args: argparse.Namespace) -> dict[str, Any]:
             turns.append((elapsed, len(points)))
             if compared < args.compare:
                 points = points[: args.compare - compared]
-                jobs = [(point, action) for point in points for action in ACTIONS]
+                jobs = [(point, action) for point in points for action in point.outcomes]
                 states = [Path(folder) / f"{compared}-{i}.xml.gz" if i % 2 == 0 else None for i in range(len(jobs))]
-                calls = [(sumocfg, *job, horizon, state) for job, state in zip(jobs, states, strict=True)]
+                calls = [(sumocfg, *job, horizon, signals, state) for job, state in zip(jobs, states, strict=True)]
                 raws = _parallel(run_raw, calls, args.cores)
                 for (point, action), (_, outcome) in zip(jobs, raws, strict=True):
                     if isinstance(point.outcomes, BranchError) or outcome != point.outcomes[action]:
@@ -248,6 +263,7 @@ def measure(sumocfg: Path, args: argparse.Namespace) -> dict[str, Any]:
                         )
                 raw_s += sum(seconds for seconds, _ in raws) / args.cores
                 engine_s += elapsed * len(points) / turns[-1][1]
+                branches += len(jobs)
                 few = jobs[: 2 * max(0, args.spawned - spawned)]
                 spawns = [(sumocfg, states[i - i % 2], *job, args.horizon) for i, job in enumerate(few)]
                 spawn_s += sum(_parallel(run_spawned, spawns, args.cores)) / args.cores
@@ -266,6 +282,8 @@ def measure(sumocfg: Path, args: argparse.Namespace) -> dict[str, Any]:
         "labels_per_s": round(labels / sum(seconds for seconds, _ in turns), 1),
         "ms_per_label": round(1e3 * per_label, 2),
         "raw_ratio": round(engine_s / raw_s, 3),
+        "actions_per_label": round(branches / compared, 2),
+        "ms_per_other_action": round(1e3 * engine_s / (branches - compared), 2),
         "spawn_ratio": round(spawn_s / spawned / per_label, 1) if spawned else None,
         "raw_ms_per_label": round(1e3 * raw_s / compared, 2),
         "spawn_ms_per_label": round(1e3 * spawn_s / spawned, 1) if spawned else None,
@@ -284,6 +302,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=60, help="simulated seconds")
     parser.add_argument("--scope", choices=("network", "neighbourhood"), default="network")
     parser.add_argument("--policy", default="delay_balance")
+    parser.add_argument("--action-set", choices=ACTION_SETS, default="cycle")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--warm-up", type=int, default=300, help="simulated seconds before the first point")
     parser.add_argument("--chunk", type=int, default=40, help="points of each process at a turn")
@@ -292,8 +311,11 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=0, help="go on with the engine alone up to so many labels")
     args = parser.parse_args()
     args.labels = max(args.labels, args.compare)
+    if args.action_set != "cycle":
+        args.spawned = 0
     command = "python benchmarks/counterfactual.py " + " ".join(sys.argv[1:])
     settings: dict[str, Any] = {"scenario": args.scenario, "horizon": args.horizon, "cores": args.cores}
+    settings["action_set"] = args.action_set
     print(json.dumps(measure(scenario(args.scenario), args) | settings | {"command": command}))
 
 

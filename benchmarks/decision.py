@@ -1,11 +1,13 @@
 """What one decision of a shipped model costs, beside the matrix products that it cannot do without.
 
     python benchmarks/decision.py --model pretrained
+    python benchmarks/decision.py --model model/base_choose --action-set choose --phases 8
 
 ``decision``: an observation goes in, a decision comes out (prompt, tokens, logits), one at a time, as in a simulation
 with one light. ``products``: bare numpy products of the same sizes, the least that this model can cost with this
 library. Both take turns, state by state, on one thread; the states are random ones with the number of phases drawn
-as real junctions have them. Reported are milliseconds (p50, p99) and the median of the ratios, state by state.
+as real junctions have them, or those whose prompt lists ``--phases``. Reported are milliseconds (p50, p99) and the
+median of the ratios, state by state.
 
 A table goes to stderr; the last line of stdout is the result as JSON.
 """
@@ -31,7 +33,8 @@ from grpo.models.folder import resolve_model
 from grpo.models.numpy_qwen2 import SmallModel, chat_text
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import small_policy
-from grpo.prompt_builder import question
+from grpo.prompt_builder import ACTION_SETS, listed_phases, question
+from grpo.records import ActionSet, Observation
 
 
 def products(config: dict[str, int], tokens: int) -> Callable[[], None]:
@@ -57,6 +60,18 @@ def products(config: dict[str, int], tokens: int) -> Callable[[], None]:
     return run
 
 
+def drawn(count: int, action_set: ActionSet, phases: int | None) -> list[Observation]:
+    """Random states, of which a prompt lists so many phases."""
+    rng = np.random.default_rng(1)
+    states: list[Observation] = []
+    for _ in range(200):
+        found = draw_states(rng, count, action_set)
+        states += [state for state in found if phases in (None, len(listed_phases(state)))]
+        if len(states) >= count:
+            return states[:count]
+    sys.exit(f"--phases {phases}: no random state lists so many")
+
+
 def milliseconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
@@ -67,15 +82,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pretrained", help="a shipped model or a folder")
+    parser.add_argument("--action-set", choices=ACTION_SETS, default="cycle")
+    parser.add_argument("--phases", type=int, help="phases that a prompt lists, if not as they are drawn")
     parser.add_argument("--states", type=int, default=1000)
     arguments = parser.parse_args()
     computer = machine()
-    folder = resolve_model(arguments.model)
+    folder = resolve_model(arguments.model, arguments.action_set)
     config = json.loads((Path(folder) / "config.json").read_text())
-    policy, model = small_policy(folder), SmallModel(folder)
+    policy, model = small_policy(folder, action_set=arguments.action_set), SmallModel(folder)
     if policy is None:
         sys.exit(f"{folder}: is no small model")
-    states = draw_states(np.random.default_rng(1), arguments.states)
+    states = drawn(arguments.states, arguments.action_set, arguments.phases)
     tokens = [len(model.encode(chat_text(question(state, policy.prompt_format)))) for state in states]
     bare = {length: products(config, length) for length in set(tokens)}
     policy.decide(states[:20])
@@ -89,6 +106,8 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/decision.py", *sys.argv[1:]]),
         "model": arguments.model,
         "states": len(states),
+        "action_set": arguments.action_set,
+        "phases": arguments.phases or "as drawn",
         "tokens_p50": int(np.median(tokens)),
         "decision_ms_p50": round(float(np.median(times[:, 0])), 2),
         "decision_ms_p99": round(float(np.quantile(times[:, 0], 0.99)), 2),

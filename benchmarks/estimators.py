@@ -70,7 +70,7 @@ def timed_trainer(config: GRPOTrainingConfig, **arguments: Any) -> tuple[Any, Cl
     rows = load_grpo_dataset(config.dataset_path, prompt_format=config.prompt_format)
     loaded = load_for_training(config)
     train, held_out = split_rows(usable_rows(rows, loaded, config), config)
-    rewards = Rewards.from_config(config, train["advantage"])
+    rewards = Rewards.from_config(config, train["advantage"], train[0]["action_set"])
     built = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
     for name, value in {**arguments, "save_strategy": "no", "load_best_model_at_end": False}.items():
         setattr(built, name, value)

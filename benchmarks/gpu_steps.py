@@ -57,9 +57,8 @@ def chances(backend: str, *models: str) -> Any:
             FastLanguageModel.for_inference(model)
         else:
             model, tokenizer = load_for_inference(resolve_model(name))
-        found[name] = LanguageModelPolicy(TorchScorer(model, tokenizer, prompt_format), prompt_format).probabilities(
-            states
-        )
+        policy = LanguageModelPolicy(TorchScorer(model, tokenizer, prompt_format), prompt_format)
+        found[name] = [one["yes"] for one in policy.probabilities(states) if one is not None]
         text = tokenizer.apply_chat_template(ask(states[0], prompt_format), add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found[f"tokens {name}"] = {"vocabulary": len(tokenizer), "round_trip": tokenizer.decode(ids) == text}
@@ -91,7 +90,7 @@ def speed(backend: str, model: str, *rows: str) -> Any:
     from grpo.prompt_builder import ANSWERS
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    answer = len(tokenizer(ANSWERS["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
+    answer = len(tokenizer(ANSWERS["cycle"]["yes"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"])
     for name in rows:
         prompts, estimator, *checkpointing = name.split("-")
         row = {

@@ -2,6 +2,7 @@
 
     python benchmarks/policy_speed.py --model pretrained
     python benchmarks/policy_speed.py --shape qwen2-0.5b --device cuda
+    python benchmarks/policy_speed.py --model model/base_choose --action-set choose --phases 8
 
 From observations to decisions, in milliseconds (p50 and p95 of the calls) and decisions per second:
 
@@ -28,21 +29,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from closed_loop import machine
+from decision import drawn
 from standin import KINDS, SHAPES, standin_model, standin_tokenizer
 
-from grpo.models.folder import prompt_format_of, resolve_model
+from grpo.models.folder import resolve_model
 from grpo.models.loading import LoadedModel, load_for_inference
-from grpo.models.random_states import draw_states
-from grpo.policies.language_model import LanguageModelPolicy
+from grpo.policies.language_model import LanguageModelPolicy, form_of
 from grpo.policies.torch_scorer import TorchScorer
-from grpo.prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, ask, parse_answer, question
-from grpo.records import Observation
+from grpo.prompt_builder import ACTION_SETS, ANSWERS, PromptFormat, ask, parse_answer, question, words_of
+from grpo.records import Observation, likeliest
 from grpo.sft_training import generate_answers
 
 SIDES = ("shared", "whole", "generate", "bare")
@@ -128,6 +130,8 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
+    parser.add_argument("--action-set", choices=ACTION_SETS, default="cycle")
+    parser.add_argument("--phases", type=int, help="phases that a prompt lists, if not as they are drawn")
     parser.add_argument("--states", type=int, default=1000, help="random states to draw the batches from")
     parser.add_argument("--lights", type=int, nargs="+", default=[1, 21, 1000], help="sizes of the batches")
     parser.add_argument("--calls", type=int, default=20, help="timed calls of each side and size")
@@ -142,8 +146,9 @@ def main() -> None:
         if arguments.shape:
             path = str(standin_model(arguments.shape, standin_tokenizer(arguments.tokenizer), folder))
         else:
-            path = resolve_model(arguments.model)
-        prompt_format = prompt_format_of(path) or DEFAULT_FORMAT
+            path = resolve_model(arguments.model, arguments.action_set)
+        prompt_format = form_of(path, None if arguments.shape else arguments.action_set)
+        prompt_format = replace(prompt_format, action_set=arguments.action_set)  # random weights know none
         model, tokenizer = load_for_inference(path, arguments.device)
     result = {
         "command": shlex.join(["python", "benchmarks/policy_speed.py", *sys.argv[1:]]),
@@ -168,15 +173,22 @@ def measure(model: Any, tokenizer: Any, prompt_format: PromptFormat, arguments: 
     }
     policies = {side: LanguageModelPolicy(scorer, prompt_format) for side, scorer in scorers.items()}
     loaded = LoadedModel(model, tokenizer, "transformers")
-    longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in ANSWERS.values()) + 1
+    exact = ANSWERS[prompt_format.action_set].values()
+    longest = max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in exact) + 1
 
     def generate(batch: list[Observation]) -> list[str | None]:
         answers = generate_answers(loaded, [ask(state, prompt_format) for state in batch], longest, _GENERATE_AT_ONCE)
-        return [parse_answer(answer).action for answer in answers]
+        return [parse_answer(answer, action_set=prompt_format.action_set).word for answer in answers]
 
-    states = draw_states(np.random.default_rng(1), arguments.states)
-    chances = {side: np.array(policy.probabilities(states)) for side, policy in policies.items()}  # also warms up
-    gap = float(np.abs(chances["shared"] - chances["whole"]).max())
+    states = drawn(arguments.states, prompt_format.action_set, arguments.phases)
+    found = {side: policy.probabilities(states) for side, policy in policies.items()}  # also warms up
+    chances = {side: [one for one in all_of_them if one is not None] for side, all_of_them in found.items()}
+    gaps = [abs(one[key] - other[key]) for one, other in zip(*chances.values(), strict=True) for key in one]
+    gap = max(gaps)
+    decided = {
+        side: [words_of(state)[likeliest(one)] for state, one in zip(states, all_of_them, strict=True)]
+        for side, all_of_them in chances.items()
+    }
     if not gap <= (1e-4 if model.dtype == torch.float32 else 0.05):
         sys.exit(f"shared and whole do not agree: a probability differs by {gap:.2g}")
     generate(states[:21])
@@ -197,9 +209,9 @@ def measure(model: Any, tokenizer: Any, prompt_format: PromptFormat, arguments: 
             if call < arguments.generate_calls:
                 taken, actions = timed(generate, batch)
                 times["generate"].append(taken)
-                decided = ["yes" if chance >= 0.5 else "no" for chance in chances["shared"][first : first + size]]
                 generated += size
-                differ += sum(one != other for one, other in zip(actions, decided, strict=True))
+                shared = decided["shared"][first : first + size]
+                differ += sum(one != other for one, other in zip(actions, shared, strict=True))
                 invalid += actions.count(None)
         lights[str(size)] = {side: _figures(size, values) for side, values in times.items() if values}
         for side in ("shared", "bare"):
@@ -213,6 +225,8 @@ def measure(model: Any, tokenizer: Any, prompt_format: PromptFormat, arguments: 
     tokens = [tokens for _, tokens in token_counts(scorers["whole"], states, prompt_format)]
     return {
         "states": len(states),
+        "action_set": prompt_format.action_set,
+        "phases": arguments.phases or "as drawn",
         "tokens_p50": int(np.median(tokens)),
         "tokens_max": max(tokens),
         "tokens_shared": len(scorers["shared"].prefix),
@@ -220,7 +234,7 @@ def measure(model: Any, tokenizer: Any, prompt_format: PromptFormat, arguments: 
         "matmul_tflops": round(peak / 1e12, 4),
         "lights": lights,
         "largest_gap": float(f"{gap:.2g}"),
-        "whole_differs": int(((chances["shared"] >= 0.5) != (chances["whole"] >= 0.5)).sum()),
+        "whole_differs": sum(one != other for one, other in zip(*decided.values(), strict=True)),
         "generated": generated,
         "generated_differs": differ,
         "generated_invalid": invalid,

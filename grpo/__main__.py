@@ -17,7 +17,7 @@ GROUPS = {
         "init": ("init", "commented configs of the whole way, fitted to your network and your time"),
     },
     "training": {
-        "generate": ("generate", "simulate both actions at sampled decision points: the dataset"),
+        "generate": ("generate", "simulate every open action at sampled decision points: the dataset"),
         "sft-data": ("sft_data", "turn a dataset into labelled conversations"),
         "sft": ("sft_training", "teach the answer format and a first policy"),
         "train": ("training", "GRPO from an SFT model"),

@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import time
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,8 +34,8 @@ from .models.loading import check_training_stack
 from .models.random_states import draw_states, facts, prior
 from .models.saving import save_merged
 from .models.tokenizer import build_tokenizer
-from .prompt_builder import ANSWERS, PromptFormat, ask, build_prompt, parse_answer
-from .records import Observation
+from .prompt_builder import PromptFormat, answers_of, ask, build_prompt, parse_answer, words_of
+from .records import MOST_CHOICES, ActionSet, Observation, likeliest
 from .system.command_line import parse_config
 from .system.console import clock, finished, say
 from .system.errors import ModelError
@@ -47,6 +49,10 @@ class BaseModelConfig(PromptFieldSettings, RunSettings):
 
     STAGE: ClassVar[str] = "base-model"
     output_dir: str = Field(default="model/base_model", min_length=1, description="folder of the base model")
+    action_set: ActionSet = Field(
+        default="cycle",
+        description="what the model decides: whether a green goes on (`cycle`, `skip`) or which is next (`choose`)",
+    )
     hidden_size: int = Field(default=64, ge=32, multiple_of=32, description="width; one attention head for every 32")
     intermediate_size: int = Field(default=192, ge=32, description="width of the feed-forward layers")
     layers: int = Field(default=4, ge=1, description="transformer layers")
@@ -60,17 +66,18 @@ class BaseModelConfig(PromptFieldSettings, RunSettings):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        refuse(PromptFormat("en", tuple(self.prompt_fields)).problems())
+        refuse(formats_of(self)[0].problems())
         return self
 
 
 def formats_of(config: BaseModelConfig) -> tuple[PromptFormat, PromptFormat]:
     """The two forms of prompts that the model learns: English and Chinese."""
     fields = tuple(config.prompt_fields)
-    return PromptFormat("en", fields), PromptFormat("zh", fields)
+    return PromptFormat("en", fields, config.action_set), PromptFormat("zh", fields, config.action_set)
 
 
 FACTS_PROMPT = "Report what is asked about the junction.\n"
+_OF_NUMBER = re.compile(r".*_of_(\d)=")
 IGNORED = -100
 HEAD_SIZE = 32
 
@@ -79,14 +86,20 @@ def _fact_word(name: str) -> str:
     return f" {name}="
 
 
-def fact_words(fields: Sequence[str]) -> list[str]:
+def fact_words(fields: Sequence[str], action_set: ActionSet = "cycle") -> list[str]:
     """The names of the facts as they stand in an answer, and the instruction that asks for them."""
-    (state,) = draw_states(np.random.default_rng(0), 1)
+    (state,) = draw_states(np.random.default_rng(0), 1, action_set)
+    if action_set == "choose":  # as many phases as there can be, and who waits for all of them
+        phase = replace(next(iter(state.phase_metrics.values())), called=1)
+        order = tuple(map(str, range(MOST_CHOICES)))
+        state = replace(
+            state, phase_order=order, current_phase_id="0", phase_metrics=dict.fromkeys(order, phase), choices=order
+        )
     return [FACTS_PROMPT, *map(_fact_word, facts(state, fields))]
 
 
-Example = tuple[list[dict[str, str]], str, str, float]
-"""Messages, the answer, the other possible answer, and the probability of the first."""
+Example = tuple[list[dict[str, str]], dict[str, float]]
+"""Messages, and the probability of each possible answer; the first one is read on."""
 
 
 def fact_example(observation: Observation, rng: np.random.Generator, fields: Sequence[str], asked: int = 16) -> Example:
@@ -94,7 +107,7 @@ def fact_example(observation: Observation, rng: np.random.Generator, fields: Seq
     values = list(facts(observation, fields).items())
     chosen = [values[i] for i in rng.permutation(len(values))[:asked]]
     answer = "".join(f"{_fact_word(name)}{value}" for name, value in chosen)
-    return [{"role": "user", "content": FACTS_PROMPT + build_prompt(observation, fields)}], answer, answer, 1.0
+    return [{"role": "user", "content": FACTS_PROMPT + build_prompt(observation, fields)}], {answer: 1.0}
 
 
 def decision_example(
@@ -102,40 +115,46 @@ def decision_example(
 ) -> Example:
     """The decision under the prior, one in ten in the second form.
 
-    The answer that is read on is drawn by the prior, so that the model sees how either of them ends.
+    The answer that is read on is drawn by the prior, so that the model sees how each of them ends.
     """
     prompt_format = prompt_formats[rng.random() < 0.1]
-    extend = prior(observation)
-    if rng.random() < extend:
-        return ask(observation, prompt_format), ANSWERS["yes"], ANSWERS["no"], extend
-    return ask(observation, prompt_format), ANSWERS["no"], ANSWERS["yes"], 1 - extend
+    exact, chances = answers_of(observation), prior(observation)
+    drawn, mark = rng.random(), 0.0
+    for read in chances:
+        mark += chances[read]
+        if drawn < mark:
+            break
+    others = [one for one in chances if one != read]
+    return ask(observation, prompt_format), {exact[one]: chances[one] for one in (read, *others)}
 
 
 def collate(tokenizer: Any, examples: list[Example], silent: Container[int]) -> dict[str, Any]:
-    """A batch: each tensor has the shape (examples, length), of the longest prompt with its answer.
+    """A batch: tensors of the shape (examples, length), length that of the longest prompt with its answer.
 
     ``ids``: tokens, padded on the right. ``target``: the next token of the answer that is read on, ``IGNORED`` at
-    positions that teach nothing (the prompt, padding, the tokens in ``silent``). ``other``: the next token of the other
-    answer. ``weight``: the probability of the first answer.
+    positions that teach nothing (the prompt, padding, the tokens in ``silent``). ``possible``: the next token of each
+    possible answer, that one first; (examples, length, answers). ``weight``: their probabilities; (examples, answers).
     """
     import torch
 
-    messages, answers, others, weights = zip(*examples, strict=True)
-    heads = chat_ids(tokenizer, messages)
-    first, second = (encode(tokenizer, [text + tokenizer.eos_token for text in texts]) for texts in (answers, others))
-    width = max(len(head) + len(tail) for head, tail in zip(heads, first, strict=True))
+    heads = chat_ids(tokenizer, [messages for messages, _ in examples])
+    tails = [encode(tokenizer, [text + tokenizer.eos_token for text in answers]) for _, answers in examples]
+    width = max(len(head) + len(tail[0]) for head, tail in zip(heads, tails, strict=True))
     ids = np.full((len(examples), width), tokenizer.pad_token_id)
-    target, other = np.full((2, len(examples), width), IGNORED)
-    for row, (head, answer, alternative) in enumerate(zip(heads, first, second, strict=True)):
-        start, end = len(head), len(head) + len(answer)
+    target = np.full((len(examples), width), IGNORED)
+    possible = np.zeros((len(examples), width, max(map(len, tails))), dtype=int)
+    weight = np.zeros((len(examples), possible.shape[2]), dtype=np.float32)
+    for row, (head, tail, (_, answers)) in enumerate(zip(heads, tails, examples, strict=True)):
+        start, end, answer = len(head), len(head) + len(tail[0]), tail[0]
         ids[row, :start], ids[row, start:end] = head, answer
         target[row, start - 1 : end - 1] = [IGNORED if token in silent else token for token in answer]
-        other[row, start - 1 : end - 1] = alternative
-    weight = np.repeat(np.asarray(weights, dtype=np.float32)[:, None], width, axis=1)
+        possible[row, start - 1 : end - 1, : len(tail)] = np.transpose(tail)
+        weight[row, : len(tail)] = [*answers.values()]
+        weight[row, len(tail) - 1] = 1 - weight[row, : len(tail) - 1].sum()  # of the rounded numbers too the sum is 1
     return {
         "ids": torch.from_numpy(ids),
         "target": torch.from_numpy(target),
-        "other": torch.from_numpy(other),
+        "possible": torch.from_numpy(possible),
         "weight": torch.from_numpy(weight),
     }
 
@@ -147,7 +166,7 @@ class Batches:
         self.tokenizer = tokenizer
         self.config = config
         self.prompt_formats = formats_of(config)
-        self.silent = set(tokenizer.convert_tokens_to_ids(fact_words(config.prompt_fields)))
+        self.silent = set(tokenizer.convert_tokens_to_ids(fact_words(config.prompt_fields, config.action_set)))
 
     def __len__(self) -> int:
         return self.config.fact_steps + self.config.decision_steps
@@ -155,7 +174,7 @@ class Batches:
     def __getitem__(self, step: int) -> dict[str, Any]:
         """Facts alone at first, then decisions and facts half and half."""
         rng = np.random.default_rng([self.config.seed, step])
-        states = draw_states(rng, self.config.batch_size)
+        states = draw_states(rng, self.config.batch_size, self.config.action_set)
         decisions = len(states) // 2 if step >= self.config.fact_steps else 0
         return collate(
             self.tokenizer,
@@ -200,6 +219,10 @@ def build_model(config: BaseModelConfig, tokenizer: Any) -> Any:
         curves = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
         rows = tokenizer.convert_tokens_to_ids([str(int(number)) for number in numbers])
         model.get_input_embeddings().weight[rows, : 2 * quarter] += 0.04 * curves
+        for word in fact_words(config.prompt_fields, config.action_set):
+            if found := _OF_NUMBER.fullmatch(word):  # the name says what is asked, and of which phase
+                name, number = tokenizer.convert_tokens_to_ids([word, found[1]])
+                model.get_input_embeddings().weight[name] += model.get_input_embeddings().weight[number]
         attention = model.model.layers[0].self_attn
         frequencies = model.model.rotary_emb.inv_freq
         strength = 5.0
@@ -250,29 +273,30 @@ def train(model: Any, tokenizer: Any, config: BaseModelConfig) -> None:
 def answer_loss(model: Any, batch: dict[str, Any]) -> Any:
     """Cross-entropy, (), of the answers' tokens, every answer counting alike; where they part, against the prior.
 
-    ``batch`` is what :func:`collate` returns: four tensors of the shape (examples, length).
+    ``batch`` is what :func:`collate` returns.
     Causal attention keeps padding on the right from touching anything before it, so no mask is needed.
     """
     taught = batch["target"] != IGNORED  # T positions in all
     hidden = model.model(input_ids=batch["ids"]).last_hidden_state[taught]  # (T, width)
     scores = model.lm_head(hidden).float().log_softmax(-1)  # (T, vocabulary)
-    first, second = (scores.gather(-1, batch[name][taught][:, None])[:, 0] for name in ("target", "other"))
-    weight = batch["weight"][taught]
+    weight = batch["weight"][:, None].expand_as(batch["possible"])[taught]  # (T, answers)
+    expected = (weight * scores.gather(-1, batch["possible"][taught])).sum(-1)
     share = (1 / taught.sum(1, keepdim=True)).expand_as(taught)[taught] / len(taught)
-    return -(share * (weight * first + (1 - weight) * second)).sum()
+    return -(share * expected).sum()
 
 
 def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseModelConfig) -> dict[str, Any]:
     """What the model can do on fresh states; every figure is a share in [0, 1].
 
-    ``facts``: exactly right, by fact. ``prior_agreement``: generated decisions on the prior's side, also
-    weighted by how far the prior is from a coin. ``valid_format``: generated answers that keep the format.
+    ``facts``: exactly right, by fact. ``prior_agreement``: generated decisions that are the prior's, also weighted by
+    how far the prior sets the best above the second best. ``valid_format``: generated answers that keep the format.
     """
     import torch
 
     rng = np.random.default_rng([config.seed, 1])
     prompt_formats = formats_of(config)
-    names = {tokenizer.convert_tokens_to_ids(_fact_word(name)): name for name in facts(states[0], config.prompt_fields)}
+    words = fact_words(config.prompt_fields, config.action_set)[1:]
+    names = {tokenizer.convert_tokens_to_ids(word): word.strip(" =") for word in words}
     right: dict[str, list[bool]] = {name: [] for name in names.values()}
     agree, clear, strict = [], [], []
     for start in range(0, len(states), 128):
@@ -293,12 +317,13 @@ def measure(model: Any, tokenizer: Any, states: list[Observation], config: BaseM
                     asked[-1] &= wanted == given
         written = tokenizer.batch_decode(answers[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
         for text, state in zip(written, chunk, strict=True):
-            parsed, probability = parse_answer(text), prior(state)
+            parsed, chances = parse_answer(text, action_set=config.action_set), prior(state)
+            best, second, *_ = sorted(chances.values(), reverse=True)
             strict.append(parsed.level == "strict")
-            agree.append(parsed.action == ("yes" if probability >= 0.5 else "no"))
-            clear.append(abs(2 * probability - 1))
+            agree.append(parsed.word == words_of(state)[likeliest(chances)])
+            clear.append(best - second)
     return {
-        "facts": {name: round(float(np.mean(hits)), 4) for name, hits in right.items()},
+        "facts": {name: round(float(np.mean(hits)), 4) for name, hits in right.items() if hits},
         "prior_agreement": round(float(np.mean(agree)), 4),
         "prior_agreement_weighted": round(float(np.average(agree, weights=clear)), 4),
         "valid_format": round(float(np.mean(strict)), 4),
@@ -317,12 +342,12 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet_libraries()
     started = time.monotonic()
-    tokenizer = build_tokenizer(formats_of(config), fact_words(config.prompt_fields))
+    tokenizer = build_tokenizer(formats_of(config), fact_words(config.prompt_fields, config.action_set))
     model = build_model(config, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     train(model, tokenizer, config)
     minutes = (time.monotonic() - started) / 60
     save_merged(model, tokenizer, folder, prompt_format=formats_of(config)[0])
-    states = draw_states(np.random.default_rng([config.seed, 0, 1]), config.validation_rows)
+    states = draw_states(np.random.default_rng([config.seed, 0, 1]), config.validation_rows, config.action_set)
     measured = measure(model, tokenizer, states, config)
     parameters = sum(weights.numel() for weights in model.parameters())
     write_manifest(folder, config.STAGE, config.to_dict(), parameters=parameters, minutes=round(minutes, 1), **measured)

@@ -41,6 +41,7 @@ from .episodes.report import (
     summarise,
 )
 from .evaluation import EvaluationConfig, Results, evaluate, exit_code, print_failures
+from .policies.names import bare_name, is_model
 from .policies.rules import BASELINES, ROLLOUT
 from .records import EpisodeResult
 from .simulator.scenario_files import find_scenarios, unique_names
@@ -136,7 +137,7 @@ def _entries(scenarios: tuple[str, ...], episodes: Sequence[EpisodeResult]) -> d
 def judge(group: NetworkGroup, model: str) -> Verdict | None:
     """Whether ``model`` is below every rule in the group; ``None`` where no rule-based baseline was to run."""
     own = group.entries[model]
-    rules = {policy: entry for policy, entry in group.entries.items() if policy in RULE_BASED}
+    rules = {policy: entry for policy, entry in group.entries.items() if bare_name(policy) in RULE_BASED}
     if not rules:
         return None
     delays = {policy: mean for policy, entry in rules.items() if (mean := entry["avg_delay_s"]["mean"]) is not None}
@@ -168,7 +169,7 @@ def judge(group: NetworkGroup, model: str) -> Verdict | None:
 
 def judge_all(groups: Sequence[NetworkGroup]) -> list[Verdict]:
     """A verdict for each model and group."""
-    models = [policy for policy in groups[0].entries if policy not in BASELINES]
+    models = [policy for policy in groups[0].entries if is_model(policy)]
     return [verdict for model in models for group in groups if (verdict := judge(group, model)) is not None]
 
 
@@ -223,7 +224,7 @@ def _signed(value: float | None, interval: Sequence[float] | None) -> str:
 
 def _delay_table(groups: Sequence[NetworkGroup], names: dict[str, str]) -> list[str]:
     def cells(policy: str) -> Iterator[str]:
-        yield f"**{names[policy]}**" if policy not in BASELINES else names[policy]
+        yield f"**{names[policy]}**" if is_model(policy) else names[policy]
         for group in groups:
             entry = group.entries[policy]
             counts = "".join(f", {entry[key]} {key}" for key in ("jammed", "failed") if entry[key])

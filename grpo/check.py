@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import ClassVar, Self
 
@@ -48,7 +47,9 @@ def print_report(report: Report) -> None:
     end = "its last vehicle" if report.end is None else f"{report.end:.10g} s"
     print(f"{report.scenario}: traffic lights: {len(report.lights)}, of which {controlled} can be controlled")
     print(f"from {report.begin:.10g} s to {end}, in steps of {report.step_length:g} s")
-    print(f"\n{_table(report.lights)}\n")
+    print(f"\n{_table(report)}\n")
+    if report.action_set != "cycle":
+        print(f"{_FREE[report.action_set]}; nobody is held at red for longer than the longest red\n")
     for note in report.notes:
         print(f"note: {note}")
     if report.run is None:
@@ -69,10 +70,18 @@ def print_report(report: Report) -> None:
         )
     print(f"cost: {', '.join(costs)}")
     scenario = shlex.quote(report.scenario)
-    print(f"next: grpo evaluate {scenario}")
+    flag = "" if report.action_set == "cycle" else f" --action-set {report.action_set}"
+    print(f"next: grpo evaluate {scenario}{flag}")
 
 
-def _table(lights: Sequence[LightReport]) -> str:
+_FREE = {
+    "skip": "action set skip: where the order is free, greens that nobody waits for or approaches are skipped",
+    "choose": "action set choose: where the order is free, any green may be next that somebody waits for or approaches",
+}
+
+
+def _table(report: Report) -> str:
+    chosen = report.action_set != "cycle"
     rows = [
         [
             light.id,
@@ -80,11 +89,20 @@ def _table(lights: Sequence[LightReport]) -> str:
             f"{light.program} ({light.kind})",
             str(light.phases),
             " ".join(light.greens) or "-",
+            *(_freedom(light) if chosen else ()),
         ]
-        for light in lights
+        for light in report.lights
     ]
     headings = ["light", "controlled", "program", "phases", "greens\n(least-longest, s)"]
+    headings += ["order", "longest\nred (s)"] if chosen else []
     return table(headings, rows, width=terminal_width())
+
+
+def _freedom(light: LightReport) -> tuple[str, str]:
+    """What the action set changes for a light: its order, and for how long somebody may be held at red."""
+    if light.max_red is None:
+        return "-", "-"
+    return ("free" if light.any_order else "kept"), str(light.max_red)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             reports.append(examine(sumocfg, settings, seconds=config.seconds))
         except GrpoError as error:
-            reports.append(Report(str(sumocfg), error=str(error)))
+            reports.append(Report(str(sumocfg), settings.action_set, error=str(error)))
         if not wants_json() and reports[-1].begin is not None:
             print_report(reports[-1])
     if wants_json():

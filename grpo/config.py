@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from .prompt_builder import DEFAULT_FIELDS, DEFAULT_PARTIAL_REGEX, PHASE_FIELDS, PromptFormat
-from .records import OUTCOME_TERMS
+from .prompt_builder import DEFAULT_FIELDS, PHASE_FIELDS, PromptFormat
+from .records import OUTCOME_TERMS, ActionSet
 from .system.settings import STRICT, C, FolderSettings, Seed, StageConfig, read_config, refuse
 
 # ---------------------------------------------------------------------- shared by several stages
@@ -65,6 +65,18 @@ class SignalConfig(StageConfig):
     )
     detection_range: float = Field(
         default=150.0, gt=0, description="metres before the stop line within which vehicles are seen"
+    )
+    action_set: ActionSet = Field(
+        default="cycle",
+        description="what a light may do: `cycle` keep its green or go to the next of its program; `skip` the same, "
+        "past greens that nobody waits for; `choose` any green next",
+    )
+    max_red: int = Field(
+        default=120,
+        ge=10,
+        le=3600,
+        description="`choose`: seconds for which nobody waits at red for longer, or a round of all greens if that is "
+        "longer",
     )
 
     def _green_problems(self) -> list[str]:
@@ -185,7 +197,7 @@ class OptimizationSettings(StageConfig):
 
 @dataclass(frozen=True, config=STRICT)
 class GRPOConfig(SignalConfig, CostSettings, WorkerSettings, RunSettings):
-    """Settings of `grpo generate`: both actions simulated at sampled decision points.
+    """Settings of `grpo generate`: every open action simulated at sampled decision points.
 
     Not TRL's class of that name; training has :class:`GRPOTrainingConfig`.
     """
@@ -327,15 +339,18 @@ class RewardSettings(StageConfig):
     format_partial: float = Field(
         default=-0.5, description="format reward where a decision can only be found by format_regex"
     )
-    format_invalid: float = Field(default=-2.0, description="format reward where no decision, or both, can be found")
+    format_invalid: float = Field(
+        default=-2.0, description="format reward where no decision, or several, can be found, or one that is not open"
+    )
     format_regex: str = Field(
-        default=DEFAULT_PARTIAL_REGEX,
+        default="auto",
         min_length=1,
-        description="finds the decision of a partial answer; group 1 is yes or no",
+        description="finds the decision of a partial answer; group 1 is yes or no, or the phase's number; `auto` takes "
+        "that of the action set",
     )
     tsc_scale: float | Literal["auto"] = Field(
         default="auto",
-        description="cost difference worth tanh(1); `auto` takes the median of the dataset's differences",
+        description="cost difference worth tanh(1); `auto` takes the median of what the rows' choices are worth",
     )
 
     def _reward_problems(self) -> list[str]:
@@ -351,13 +366,15 @@ class RewardSettings(StageConfig):
             )
         if self.tsc_scale != "auto" and not self.tsc_scale > 0:
             problems.append(f"tsc_scale: {self.tsc_scale} must be positive or `auto`")
+        if self.format_regex == "auto":
+            return problems
         try:
             groups = re.compile(self.format_regex).groups
         except re.error as error:
             problems.append(f"format_regex: not a regular expression ({error})")
         else:
             if groups < 1:
-                problems.append("format_regex: has no group; group 1 must match yes or no")
+                problems.append("format_regex: has no group; group 1 must match the decision: yes, no or a number")
         return problems
 
 
@@ -380,10 +397,14 @@ class GRPOTrainingConfig(
         default="model/sft_model", min_length=1, description="SFT model to start from: a folder or a hub id"
     )
     dataset_path: str = DATASET
+    action_set: Literal["auto", ActionSet] = Field(
+        default="auto",
+        description="what answers choose from; `auto` takes that of the rows, a name refuses rows of any other",
+    )
     output_dir: str = Field(default="model/grpo_model", min_length=1, description="folder of the trained model")
     estimator: Literal["sampled", "exact"] = Field(
         default="exact",
-        description="`exact`: both answers of each prompt, weighted by their probabilities, nothing is generated; "
+        description="`exact`: all answers to each prompt, weighted by their probabilities, nothing is generated; "
         "`sampled`: groups of num_generations answers, as TRL has them",
     )
     learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="peak learning rate")
@@ -433,7 +454,7 @@ class GRPOTrainingConfig(
 
     @property
     def group_size(self) -> int:
-        """Sequences that one prompt takes in a batch: its sampled answers, or one that stands for both."""
+        """Sequences that one prompt takes in a batch: its sampled answers, or one that stands for all."""
         return 1 if self.estimator == "exact" else self.num_generations
 
 

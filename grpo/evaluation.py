@@ -12,7 +12,6 @@ written, the exit code is 3, and the run stays unfinished: the same command trie
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 import sys
@@ -36,9 +35,9 @@ from .episodes.recording import ALLOWANCE_S, packed, read_recording
 from .episodes.report import Summary, best_line, flat, json_text, own_fault_lines, report_text, summarise, write_csv
 from .inputs import check_unchanged, inputs_of
 from .labels.counterfactual import RolloutSpec
-from .models.folder import SHIPPED, is_local, resolve_model
-from .policies.rules import BASELINES, ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
-from .records import EpisodeResult
+from .policies.names import bare_name, check_policy, is_model, own_action_set
+from .policies.rules import ROLLOUT, RULE_POLICIES, Policy, make_rule_policy
+from .records import ActionSet, EpisodeResult
 from .simulator.network import scenario_digest, scenario_files, why_refused
 from .simulator.scenario_files import find_scenarios, unique_names
 from .simulator.signals import SignalSettings
@@ -46,7 +45,6 @@ from .sumo_interface import ProgramKind
 from .system.command_line import parse_config
 from .system.console import finished, progress_bar, say, terminal_width, wants_json
 from .system.errors import (
-    ConfigError,
     DataError,
     GrpoError,
     ModelError,
@@ -79,8 +77,8 @@ class EvaluationConfig(SignalConfig, WorkerSettings, RunSettings):
         default_factory=lambda: ["fixed_time", "actuated", "max_pressure", "pretrained"],
         min_length=1,
         description="signal programs (fixed_time, webster, actuated, actuated_delay), rules (max_pressure, "
-        "queue_pressure, sotl, gap_out, delay_balance, random), the better of both simulated futures (rollout), "
-        "a shipped model (base, pretrained), or a model folder",
+        "queue_pressure, sotl, gap_out, delay_balance, random), the best of all simulated futures (rollout), "
+        "a shipped model (base, pretrained), or a model folder; NAME@cycle, NAME@skip, NAME@choose: in that action set",
     )
     seeds: list[Seed] = Field(
         default_factory=lambda: [1, 2, 3, 4, 5, 6], min_length=1, description="SUMO seeds of the episodes"
@@ -149,7 +147,7 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
     """
     policies = list(dict.fromkeys(config.policy))
     for policy in policies:
-        _check_policy(policy)
+        check_policy(policy, own_action_set(policy) or config.action_set)
     scenarios = unique_names(find_scenarios(config.scenarios))
     refused = why_refused(scenarios, SignalSettings.from_config(config))
     if len(refused) == len(scenarios):
@@ -161,7 +159,8 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         for policy in policies
         for seed in dict.fromkeys(config.seeds)
     ]
-    _check_models([policy for policy in policies if policy not in BASELINES])
+    models = ((bare_name(name), own_action_set(name) or config.action_set) for name in policies if is_model(name))
+    _check_models(list(dict.fromkeys(models)))
 
     output = Path(config.output_dir)
     resumed = claim_output(
@@ -171,7 +170,7 @@ def evaluate(config: EvaluationConfig, write: Callable[[Path, Results], None] | 
         if_finished=config.if_finished,
         inputs=inputs,
         ignore=FREE_ON_RESUME,
-        reads=[*policies, *(file for path in scenarios.values() for file in scenario_files(path))],
+        reads=[*map(bare_name, policies), *(file for path in scenarios.values() for file in scenario_files(path))],
     )
     owner = _owner(config)
     done = {_key(one): one for one in read_kept(output / EPISODES_LOG, owner)} if resumed else {}
@@ -213,9 +212,9 @@ def _run_missing(
     missing = [key for key in keys if key not in done]
     # Language models first: their episodes are the long ones, and a worker changes its model as seldom as can be.
     order = list(dict.fromkeys(config.policy))
-    missing.sort(key=lambda key: (key not in recordings, key.policy in BASELINES, order.index(key.policy)))
+    missing.sort(key=lambda key: (key not in recordings, not is_model(key.policy), order.index(key.policy)))
     if not recordings.keys().isdisjoint(missing):
-        say("to record takes most of the time: both answers are simulated at every decision, or at a share of them")
+        say("to record takes most of the time: every answer is simulated at every decision, or at a share of them")
     with (
         progress_bar("episodes", total=len(keys), done=len(keys) - len(missing)) as advance,
         closing(_play_all(config, missing, scenarios, digests, set(recordings))) as episodes,
@@ -281,14 +280,16 @@ def _play(
     """Run one episode, with its recording if asked; raises :class:`GrpoError` where it fails, also where the
     scenario's digest is not ``files``.
     """
-    name, scenario, seed = key
+    _, scenario, seed = key
+    name = bare_name(key.policy)
     program = _PROGRAMS.get(name, "controlled")
-    settings = SignalSettings.from_config(config)
+    action_set = own_action_set(key.policy) or config.action_set
+    settings = replace(SignalSettings.from_config(config), action_set=action_set)
     policy: Policy | None = None
     if name in RULE_POLICIES:
         policy = make_rule_policy(name, seed=Random(f"{config.seed}/{scenario}/{seed}").getrandbits(32))
     elif program == "controlled" and name != ROLLOUT:
-        policy = _language_model(name)
+        policy = _language_model(name, action_set)
     fallbacks = policy.fallbacks if policy else 0
     drive = run_episode(
         EpisodeSpec(
@@ -313,11 +314,11 @@ def _play(
 
 
 @lru_cache(maxsize=1)
-def _language_model(name: str) -> Policy:
+def _language_model(name: str, action_set: ActionSet) -> Policy:
     """The policy of a model, loaded once in this process."""
     from .policies.torch_scorer import make_policy
 
-    return make_policy(name, seed=0)
+    return make_policy(name, seed=0, action_set=action_set)
 
 
 def _result(key: EpisodeKey, drive: DriveResult) -> EpisodeResult:
@@ -346,35 +347,21 @@ def _cause(error: BaseException) -> str:
 # ---------------------------------------------------------------------- input
 
 
-def _check_policy(policy: str) -> None:
-    """Raise :class:`GrpoError` where the policy is none that there is."""
-    if policy in BASELINES:
-        return
-    if policy.endswith((".sumocfg", ".xml")):
-        raise ConfigError([f"policy: '{policy}' is a scenario; name it before the flags: grpo evaluate {policy}"])
-    if policy not in SHIPPED and "/" not in policy and not Path(policy).is_dir():
-        near = difflib.get_close_matches(policy, (*BASELINES, *SHIPPED), n=1, cutoff=0.7)
-        hint = f"did you mean '{near[0]}'?" if near else f"give {', '.join((*BASELINES, *SHIPPED))} or a model folder"
-        raise ConfigError([f"policy: no policy '{policy}'; {hint}"])
-    if not is_local(resolve_model(policy, made_by="grpo train")):
-        raise ModelError(f"{policy}: no such model folder; make it with `grpo train`, or give a downloaded one")
-
-
-def _check_models(names: Sequence[str]) -> None:
+def _check_models(models: Sequence[tuple[str, ActionSet]]) -> None:
     """Load every model once, in another process; raises :class:`ModelError` for the first that cannot be."""
-    loads = run_isolated(
-        _load, [(name,) for name in names], max_workers=1, timeout_s=_LOADING_S, environment=_ENVIRONMENT
-    )
+    loads = run_isolated(_load, models, max_workers=1, timeout_s=_LOADING_S, environment=_ENVIRONMENT)
     with closing(loads):
         for index, _, error in loads:
             if error is not None:
                 late = f"took longer than {_LOADING_S:g} s"
                 said = late if isinstance(error, TimeoutError) else _cause(error)
-                raise ModelError(said if isinstance(error, GrpoError) else f"{names[index]}: cannot be loaded ({said})")
+                raise ModelError(
+                    said if isinstance(error, GrpoError) else f"{models[index][0]}: cannot be loaded ({said})"
+                )
 
 
-def _load(name: str) -> None:
-    _language_model(name)
+def _load(name: str, action_set: ActionSet) -> None:
+    _language_model(name, action_set)
 
 
 # ---------------------------------------------------------------------- output
@@ -405,7 +392,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json_text(config.output_dir, episodes, summary))
     else:
         print(report_text(summary, width=terminal_width()))
-        if advice := advice_lines(episodes, unique_names(find_scenarios(config.scenarios))):
+        if advice := advice_lines(episodes, unique_names(find_scenarios(config.scenarios)), config.action_set):
             print("", *advice, sep="\n")
     print_failures(episodes)
     for line in own_fault_lines(episodes):

@@ -10,7 +10,6 @@ both sides compute in fp32, so what is compared is what was stored.
 
 from __future__ import annotations
 
-import math
 import shlex
 import shutil
 import time
@@ -30,9 +29,11 @@ from .models.gguf_file import FileTokenizer, Vocabulary, check_architecture, loa
 from .models.loading import check_training_stack, load_for_inference
 from .models.model_card import EXAMPLE, GGUF_FILE, ModelCard, lineage_of, model_card
 from .models.saving import publish, save_merged, save_tokenizer, storage_format
+from .policies.language_model import form_of, open_chances
 from .policies.torch_scorer import TorchScorer
-from .prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, as_conversation, question
-from .records import Observation, dataset_files, observation_of, read_rows
+from .prompt_builder import DEFAULT_FORMAT, PromptFormat, answers_of, as_conversation, question, words_of
+from .records import Action, ActionSet, Observation, likeliest, observation_of
+from .rows import dataset_files, read_rows
 from .system.command_line import parse_config
 from .system.console import finished, say
 from .system.errors import ConfigError, DataError, ModelError, UnreliableError
@@ -54,6 +55,10 @@ class ExportConfig(RunSettings):
         description="`merged_16bit`: a model folder; `adapter`: what a LoRA training added to its base; "
         "`gguf`: one file for llama.cpp",
     )
+    action_set: Literal["auto", ActionSet] = Field(
+        default="auto",
+        description="what the model decides; `auto` takes what it was taught, and `cycle` of the shipped ones",
+    )
     output_dir: str = Field(default="export/grpo_model", min_length=1, description="folder of the export")
     dataset_path: str = Field(
         default="auto",
@@ -68,8 +73,11 @@ class ExportConfig(RunSettings):
 
 
 COIN_MARGIN = 0.005
-"""So near to 0.5 the probability of ``yes`` may fall to the other side by rounding: fp16 moved the shipped model's by
-0.002 at most. Such decisions are counted on their own."""
+"""So near to their middle the probabilities of the two likeliest actions may change places by rounding: fp16 moved
+that of the shipped model's ``yes`` by 0.002 at most. Such decisions are counted on their own."""
+
+Chances = dict[Action, float]
+"""Probability of each open action of one state against the others."""
 
 _DATASET = "data/grpo_datasets"
 _BATCH = 16
@@ -83,26 +91,33 @@ class Comparison:
     differing: int
     """Decisions that differ and should not."""
     differing_near_coin: int
-    """Decisions that differ where the model itself is within ``COIN_MARGIN`` of a coin."""
+    """Decisions that differ where the model itself is within ``COIN_MARGIN`` of a coin between its two likeliest."""
     largest_difference: float | None
-    """Of the probability of ``yes``; ``None`` where the export's is not a number somewhere."""
+    """Of the probability of an action; ``None`` where the export's is not a number somewhere."""
     prompts_read_differently: int
     """Prompts that the export's tokenizer splits into other tokens; their decisions are compared all the same."""
     coin_margin: float = COIN_MARGIN
 
 
-def compare(source: Sequence[float], exported: Sequence[float], *, prompts_read_differently: int = 0) -> Comparison:
-    """Compare decisions by their probabilities of ``yes``; an exported one that is no number differs."""
+def compare(
+    source: Sequence[Chances], exported: Sequence[Chances | None], *, prompts_read_differently: int = 0
+) -> Comparison:
+    """Compare decisions by their probabilities; an exported one that is no number differs."""
     differing = near = 0
+    largest: float | None = 0.0
     for one, other in zip(source, exported, strict=True):
-        if not math.isfinite(other):
-            differing += 1
-        elif (one >= 0.5) != (other >= 0.5):
-            coin = abs(one - 0.5) < COIN_MARGIN
+        if other is None:
+            differing, largest = differing + 1, None
+            continue
+        if likeliest(one) != likeliest(other):
+            first, second = sorted(one.values(), reverse=True)[:2]
+            coin = first - second < 2 * COIN_MARGIN
             near, differing = near + coin, differing + (not coin)
-    largest = max(abs(one - other) for one, other in zip(source, exported, strict=True))
-    finite = all(map(math.isfinite, exported))
-    return Comparison(len(source), differing, near, round(largest, 6) if finite else None, prompts_read_differently)
+        if largest is not None:
+            largest = max(largest, *(abs(one[action] - other[action]) for action in one))
+    return Comparison(
+        len(source), differing, near, None if largest is None else round(largest, 6), prompts_read_differently
+    )
 
 
 def export(config: ExportConfig) -> Path:
@@ -117,18 +132,18 @@ def export(config: ExportConfig) -> Path:
     if folder.resolve() == Path(config.model_path).resolve():
         raise ConfigError([f"output_dir: {folder} is also model_path; give the export another folder"])
     check_output(folder, if_finished=config.if_finished)
-    source = resolve_model(config.model_path)
-    taught = prompt_format_of(source)
-    prompt_format = taught or DEFAULT_FORMAT
+    wanted = None if config.action_set == "auto" else config.action_set
+    source = resolve_model(config.model_path, wanted or "cycle")
+    taught, prompt_format = prompt_format_of(source), form_of(source, wanted)
     adapter = adapter_of(source) if config.format == "adapter" else None
-    states, origin = _states(config)
-    questions = [question(state, prompt_format) for state in states]
+    states, origin = _states(config, prompt_format.action_set)
+    asked = Asked(states, prompt_format)
     say(f"export: loading {config.model_path}")
     model, tokenizer = load_for_inference(source, "cpu")
     vocabulary = _vocabulary(model, tokenizer, source) if config.format == "gguf" else None
     say(f"export: asking {config.model_path} for its decisions on {len(states)} states ({origin})")
-    before = _probabilities(model, tokenizer, questions)
-    if not all(map(math.isfinite, before)):
+    before = [one for one in _probabilities(model, tokenizer, asked) if one is not None]
+    if len(before) < len(states):
         raise ModelError(f"{source}: its logits are not finite on some states; give a model that decides")
     claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished, reads=[source])
     staging = temporary_name(folder / "export")
@@ -137,8 +152,8 @@ def export(config: ExportConfig) -> Path:
             weights = _write(model, tokenizer, staging, adapter, vocabulary, taught, name=folder.name)
         size = f"{model.config.model_type}, {model.num_parameters():,} parameters"
         del model  # a large one leaves no room for the second
-        gate = {**asdict(_check(config, staging, tokenizer, questions, before)), "states_from": origin}
-        write_json(staging / EXAMPLE, _example(questions[0], before[0]))
+        gate = {**asdict(_check(config, staging, tokenizer, asked, before)), "states_from": origin}
+        write_json(staging / EXAMPLE, _example(asked, before[0]))
         card = ModelCard(
             name=folder.name,
             format=config.format,
@@ -146,7 +161,7 @@ def export(config: ExportConfig) -> Path:
             size=size,
             weights=weights,
             base=None if adapter is None else base_of(adapter),
-            lineage=lineage_of(source),
+            lineage=lineage_of(source, prompt_format.action_set),
             prompt_format=prompt_format,
             format_known=taught is not None,
             gate=gate,
@@ -192,21 +207,38 @@ def adapter_of(source: str) -> str:
     )
 
 
-def _states(config: ExportConfig) -> tuple[list[Observation], str]:
+@dataclass(frozen=True)
+class Asked:
+    """The states on which the two are compared, and how a model is asked about them."""
+
+    states: Sequence[Observation]
+    prompt_format: PromptFormat
+
+    @property
+    def questions(self) -> list[str]:
+        """Each state as the model reads it."""
+        return [question(state, self.prompt_format) for state in self.states]
+
+
+def _states(config: ExportConfig, action_set: ActionSet) -> tuple[list[Observation], str]:
     """The states on which the two are compared, and where they come from; raises :class:`DataError`."""
     path = config.dataset_path
-    if path == "auto":
-        path = _DATASET if Path(_DATASET).is_dir() else "random"
-    if path == "random":
-        import numpy as np
+    recorded: list[Observation] = []
+    if path != "random" and (path != "auto" or Path(_DATASET).is_dir()):
+        path = _DATASET if path == "auto" else path
+        every = [observation_of(row) for file in dataset_files(path) for row in read_rows(file)]
+        recorded = [state for state in every if state.action_set == action_set]
+        if not recorded and config.dataset_path != "auto":
+            seen = f"no rows of the action set {action_set}" if every else "no rows"
+            raise DataError(f"{path}: holds {seen}; generate more with `grpo generate`, or give --dataset-path random")
+    if recorded:
+        return Random(config.seed).sample(recorded, min(config.validation_rows, len(recorded))), path
+    import numpy as np
 
-        from .models.random_states import draw_states
+    from .models.random_states import draw_states
 
-        return draw_states(np.random.default_rng(config.seed), config.validation_rows), f"random, seed {config.seed}"
-    states = [observation_of(row) for file in dataset_files(path) for row in read_rows(file)]
-    if not states:
-        raise DataError(f"{path}: holds no rows; generate more with `grpo generate`, or give --dataset-path random")
-    return Random(config.seed).sample(states, min(config.validation_rows, len(states))), path
+    states = draw_states(np.random.default_rng(config.seed), config.validation_rows, action_set)
+    return states, f"random, seed {config.seed}"
 
 
 # Writing
@@ -244,31 +276,35 @@ def _write(
     return str(model.dtype).removeprefix("torch.")
 
 
-def _example(text: str, p_extend: float) -> dict[str, Any]:
+def _example(asked: Asked, chances: Chances) -> dict[str, Any]:
     """One state as the model is asked about it, and its answer: what a user can compare a first call with."""
+    state, likely = asked.states[0], {action: round(chance, 4) for action, chance in chances.items()}
+    words = words_of(state)
     return {
-        "messages": as_conversation(text),
-        "answer": ANSWERS["yes" if p_extend >= 0.5 else "no"],
-        "probability_of_yes": round(p_extend, 4),
+        "messages": as_conversation(asked.questions[0]),
+        "answer": answers_of(state)[likeliest(chances)],
+        **(
+            {"probability_of_yes": likely["yes"]}
+            if "yes" in likely
+            else {"probabilities": {words[action]: chance for action, chance in likely.items()}}
+        ),
     }
 
 
 # The gate
 
 
-def _check(
-    config: ExportConfig, staging: Path, tokenizer: Any, questions: Sequence[str], before: Sequence[float]
-) -> Comparison:
+def _check(config: ExportConfig, staging: Path, tokenizer: Any, asked: Asked, before: Sequence[Chances]) -> Comparison:
     """Compare the export in ``staging`` with the model's probabilities; raises :class:`UnreliableError`."""
     exported, its_tokenizer = _load(staging, config.format)
     found = compare(
         before,
-        _probabilities(exported, its_tokenizer, questions),
-        prompts_read_differently=_read_differently(tokenizer, its_tokenizer, questions),
+        _probabilities(exported, its_tokenizer, asked),
+        prompts_read_differently=_read_differently(tokenizer, its_tokenizer, asked.questions),
     )
     say(
         f"export: {found.states} decisions compared: {found.differing} differ, and {found.differing_near_coin} where "
-        f"the model is within {COIN_MARGIN} of a coin; probability of yes moved by at most {found.largest_difference}"
+        f"the model is within {COIN_MARGIN} of a coin; a probability moved by at most {found.largest_difference}"
     )
     if found.prompts_read_differently:
         say(f"export: {found.prompts_read_differently} of the prompts are split into other tokens by the export")
@@ -288,16 +324,16 @@ def _load(staging: Path, fmt: str) -> tuple[Any, Any]:
     return load_gguf(staging / GGUF_FILE), FileTokenizer(staging / GGUF_FILE)
 
 
-def _probabilities(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[float]:
-    """Probability of ``yes`` for each, in fp32, on a GPU where there is one; the model comes back to the CPU."""
+def _probabilities(model: Any, tokenizer: Any, asked: Asked) -> list[Chances | None]:
+    """Of each state, in fp32, on a GPU where there is one; the model comes back to the CPU."""
     import torch
 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = TorchScorer(model, tokenizer)
+    scorer, questions = TorchScorer(model, tokenizer, asked.prompt_format), asked.questions
     batches = [questions[start : start + _BATCH] for start in range(0, len(questions), _BATCH)]
-    p_extend = [p for batch in batches for p in scorer(batch)]
+    scores = [one for batch in batches for one in scorer(batch)]
     model.to("cpu")
-    return p_extend
+    return [open_chances(state, one) for state, one in zip(asked.states, scores, strict=True)]
 
 
 def _read_differently(tokenizer: Any, other: Any, questions: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Stage `grpo generate`: drive scenarios, and at sampled decision points simulate both actions.
+"""Stage `grpo generate`: drive scenarios, and at sampled decision points simulate every open action.
 
 A run is one scenario with one seed, in a process of its own (``labels/run.py``). Finished runs and the journals of
 unfinished ones are kept, so an interrupted stage goes on at the next start with the same settings and inputs. In the
@@ -46,7 +46,7 @@ def generate(config: GRPOConfig) -> int:
     """Make the dataset of ``config``; returns the number of rows. Raises :class:`GrpoError`."""
     policies = (config.rollout_policy, config.behaviour_policy)
     for name in policies:
-        light_policy(name, seed=0)
+        light_policy(name, seed=0, action_set=config.action_set)
     names = unique_names(find_scenarios(config.scenarios))
     output = Path(config.output_dir)
     inputs = inputs_of(config)
@@ -84,7 +84,7 @@ def _label(config: GRPOConfig, runs: Sequence[LabelRun]) -> None:
     cores = usable_workers(config.max_workers) if config.executor == "local" else 1
     slots = max(1, cores // max(1, len(missing)))
     labels = failures = 0
-    with progress_bar("simulating both actions", total=len(runs), done=len(runs) - len(missing)) as advance:
+    with progress_bar("simulating every action", total=len(runs), done=len(runs) - len(missing)) as advance:
         for run, result, cause in _attempts(config, label_run, missing, slots):
             if cause is not None:
                 salvage_run(config, run, cause)

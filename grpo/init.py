@@ -23,6 +23,8 @@ from pydantic.dataclasses import dataclass
 
 from .episodes.budget import RECORDING_SHARE, START_S, LabelPlan, Pace, minutes_text
 from .episodes.preflight import Report, examine_one
+from .models.folder import PRETRAINED
+from .records import ActionSet
 from .system.command_line import parse_config
 from .system.errors import OutputError
 from .system.files import unwritable, write_text
@@ -41,6 +43,11 @@ class InitConfig(StageConfig):
     sumocfg: str = Field(default="my.sumocfg", min_length=1, description="SUMO configuration of your network")
     minutes: int = Field(
         default=30, ge=1, le=10_000, description="what all steps together may take on this machine, by estimate"
+    )
+    action_set: ActionSet = Field(
+        default="cycle",
+        description="what a light may do: `cycle` keep its green or go to the next of its program; `skip` the same, "
+        "past greens that nobody waits for; `choose` any green next",
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of the random choices of every step")
 
@@ -119,6 +126,12 @@ def recorded(record: bool) -> tuple[bool, str]:
     )
 
 
+def chosen(action_set: ActionSet) -> dict[str, tuple[Any, str]]:
+    """The setting ``action_set`` of a step, and why; nothing for the default."""
+    means = {"skip": "greens that nobody waits for are skipped", "choose": "any green may be next"}
+    return {} if action_set == "cycle" else {"action_set": (action_set, means[action_set])}
+
+
 def _inside(config: InitConfig, name: str) -> str:
     return str(Path(config.output_dir) / name)
 
@@ -138,12 +151,13 @@ def _labelling(config: InitConfig, report: Report, pace: Pace, labels: LabelPlan
         commented_step(
             "1_generate",
             [
-                f"Labels: drive {Path(report.scenario).name}, and at some decision points simulate both answers.",
+                f"Labels: drive {Path(report.scenario).name}, and at some decision points simulate all answers.",
                 f"{lights} of {len(report.lights)} lights are controlled, about {pace.decisions:.0f} decisions a run.",
                 "Paths in these files are seen from the folder in which `grpo init` was called.",
             ],
             {
                 "scenarios": ([report.scenario], "your network"),
+                **chosen(config.action_set),
                 "output_dir": (_inside(config, "labels"), ""),
                 "seeds": (list(range(1, last + 1)), f"{last} runs, each with other traffic"),
                 "horizon_seconds": (HORIZON_S, "how far ahead an answer is judged, in simulated seconds"),
@@ -202,10 +216,11 @@ def _sft(config: InitConfig, pace: Pace, labels: LabelPlan) -> Step:
 def _training(config: InitConfig, pace: Pace, labels: LabelPlan, steps: int) -> Step:
     return commented_step(
         "4_train",
-        ["GRPO: the model learns from what both answers led to."],
+        ["GRPO: the model learns from what all answers led to."],
         {
             "model_path": (_inside(config, "sft_model"), "where it starts"),
             "dataset_path": (_inside(config, "labels"), ""),
+            **chosen(config.action_set),
             "output_dir": (_inside(config, "model"), "your controller"),
             "learning_rate": (3e-4, ""),
             "batch_size": (64 if labels.rows >= _MANY else 32, "decision points of one step"),
@@ -231,8 +246,9 @@ def _evaluation(config: InitConfig, report: Report, pace: Pace, judged: int, rec
         ["Closed loop: every controller drives the same traffic, with seeds that nothing was learned from."],
         {
             "scenarios": ([report.scenario], ""),
+            **chosen(config.action_set),
             "policy": (
-                [*_RULES, "pretrained", _inside(config, "model")],
+                [*_RULES, PRETRAINED, _inside(config, "model")],
                 "the network's own program, two rules, the shipped controller, yours",
             ),
             "seeds": (
@@ -256,7 +272,7 @@ def write_configs(config: InitConfig) -> list[Step]:
     """
     folder = Path(config.output_dir)
     check_empty(folder)
-    steps = fitted_steps(config, examine_one(config.sumocfg))
+    steps = fitted_steps(config, examine_one(config.sumocfg, config.action_set))
     make_new(folder)
     write_steps(folder, steps)
     return steps

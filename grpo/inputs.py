@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from .models.folder import model_files, resolve_model
-from .policies.rules import BASELINES
-from .records import dataset_files
+from .models.folder import SHIPPED, model_files, resolve_model, shipped_folder
+from .policies.names import bare_name, is_model, own_action_set
+from .prompt_builder import ACTION_SETS
+from .records import ActionSet
+from .rows import dataset_files
 from .simulator.network import scenario_digest
 from .simulator.scenario_files import find_scenarios, unique_names
 from .system.errors import UnreliableError
@@ -43,10 +46,21 @@ def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
         inputs["runs"] = {name: input_digest(name, files) for name, files in files_of.items()}
     for key in MODELS:
         named = values.get(key, [])
-        models = [name for name in ([named] if isinstance(named, str) else named) if name not in BASELINES]
+        models = [name for name in ([named] if isinstance(named, str) else named) if is_model(name)]
         if models:
-            inputs[key] = {name: input_digest(name, model_files(resolve_model(name))) for name in models}
+            usual = values.get("action_set", "auto")
+            files_of = {name: _files_of(bare_name(name), own_action_set(name) or usual) for name in models}
+            inputs[key] = {name: input_digest(name, files) for name, files in files_of.items()}
     return inputs
+
+
+def _files_of(model: str, action_set: ActionSet | Literal["auto"]) -> list[Path]:
+    """The files of a model; of a shipped one where the rows say the action set, those of all that its name can mean."""
+    if action_set != "auto":
+        return model_files(resolve_model(model, action_set))
+    files = model_files(resolve_model(model))
+    others = [shipped_folder(model, other) for other in ACTION_SETS[1:]] if model in SHIPPED else []
+    return [*files, *(file for folder in others for file in model_files(str(folder)))]
 
 
 def check_unchanged(config: StageConfig, inputs: dict[str, dict[str, str]]) -> None:

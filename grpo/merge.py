@@ -22,7 +22,8 @@ from pydantic.dataclasses import dataclass as config_class
 from .config import GRPOConfig, RunSettings
 from .generate import DATASET, FREE_ON_RESUME, print_result
 from .labels.run_files import state_file
-from .records import read_json, rows_from_json
+from .records import read_json
+from .rows import rows_from_json
 from .simulator.scenario_files import can_be_folder
 from .system.command_line import parse_config
 from .system.errors import ConfigError, DataError

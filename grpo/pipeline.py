@@ -41,7 +41,7 @@ ABOUT_PIPELINE = "The steps of a folder of configs, one after the other, as a pe
 ABOUT: dict[type[StageConfig], str] = {
     ScenarioSuiteConfig: "generate road networks and traffic: training, validation and test",
     BaseModelConfig: "teach a model from random weights to read junction states",
-    GRPOConfig: "simulate both actions at sampled decision points",
+    GRPOConfig: "simulate every open action at sampled decision points",
     SFTDataConfig: "make conversations of them, each with the answer that is taught",
     SFTTrainingConfig: "teach the answer format and a first policy",
     GRPOTrainingConfig: "GRPO: reward answers by their simulated consequences",

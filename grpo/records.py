@@ -5,15 +5,13 @@ Units: times and durations in seconds of simulated time, counts in vehicles, del
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge
@@ -24,9 +22,15 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 Count = Annotated[int, Ge(0)]
-Action = Literal["yes", "no"]
+ActionSet = Literal["cycle", "skip", "choose"]
+"""What a light may do at a decision: keep its green or go on in the cycle; the same, past the greens that nobody
+waits for; or any green next."""
+Action = str
+"""``yes`` or ``no``; where the action set is ``choose``, the id of the green that is to be shown next."""
 ACTIONS: tuple[Action, Action] = ("yes", "no")
 """``yes`` extends the current green by ``extend_seconds``; ``no`` goes on to the next green of the cycle."""
+MOST_CHOICES = 10
+"""Actions that are open at most: as many as one digit tells apart."""
 
 
 _FINITE = {"allow_inf_nan": False}
@@ -66,6 +70,14 @@ class PhaseMetrics:
     """Of the vehicles downstream those that stand: spillback begins there."""
     yielding: Count
     """Movements that must give way while the phase is green: a property of the program, not of the traffic."""
+    called: Count | None = None
+    """Vehicles within range that the phase would let go: their movement is red now, or they stand because it gives
+    way now and would not then; of the current phase those whose movement it opens. A crossing counts as one. This and
+    the two below are ``None`` where greens follow a cycle."""
+    change: Count | None = None
+    """Seconds of yellow and all-red before the phase could be green; 0 for the current one."""
+    red: Count | None = None
+    """Seconds since the phase was last green, 300 at most; 0 for the current one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,11 @@ class Observation:
     transition_seconds: int
     """Yellow and all-red between the current green and the next."""
     phase_metrics: dict[str, PhaseMetrics]
+    action_set: ActionSet = "cycle"
+    choices: tuple[Action, ...] = ACTIONS
+    """The actions that are open, the one that keeps the green first."""
+    next_phase_id: str | None = None
+    """The green that ``no`` leads to, where the action set is ``skip``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +108,8 @@ class Decision:
     """A policy's answer to one observation."""
 
     action: Action
-    p_extend: float | None = field(default=None, compare=False)
-    """Probability of ``yes`` against ``no``, of a language model."""
+    probability: float | None = field(default=None, compare=False)
+    """Of the action against the others that are open, of a language model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +166,15 @@ class GRPODataEntry:
     outcome_scope: Literal["network", "neighbourhood"]
     best_action: Action | None
     advantage: float | None
-    """Cost of ``no`` minus cost of ``yes``: positive where extending is better."""
+    """Cost of ``no`` minus cost of ``yes``: positive where extending is better. Where any green may follow: mean cost
+    of the other actions minus that of the best one."""
     num_futures: int
     """Random futures that the outcomes are the means of."""
     advantage_spread: float | None
     """Standard deviation of the advantage over the futures; ``None`` where there is only one."""
+    action_set: ActionSet = "cycle"
+    choices: tuple[Action, ...] = ACTIONS
+    next_phase_id: str | None = None
 
 
 def time_text(seconds: float) -> str:
@@ -169,15 +190,39 @@ def cost(outcome: Outcome, weights: Mapping[str, float]) -> float:
 OUTCOME_TERMS = tuple(field.name for field in fields(Outcome))
 
 
-def advantage_of_extending(outcomes: Mapping[Action, Outcome], weights: Mapping[str, float]) -> float:
-    """C(no) - C(yes): what extending saves, in the units of the cost."""
-    return cost(outcomes["no"], weights) - cost(outcomes["yes"], weights)
+def costs_of(outcomes: Mapping[Action, Outcome], weights: Mapping[str, float]) -> dict[Action, float]:
+    """The cost of every action."""
+    return {action: cost(outcome, weights) for action, outcome in outcomes.items()}
+
+
+def best_of(costs: Mapping[Action, float]) -> Action:
+    """The action of least cost; a tie goes to the first one, which is the one that needs no yellow."""
+    return min(costs, key=costs.__getitem__)
+
+
+def likeliest(chances: Mapping[Action, float]) -> Action:
+    """The action of the largest probability; of equals the first one."""
+    return max(chances, key=chances.__getitem__)
+
+
+def saving(costs: Mapping[Action, float], action: Action) -> float:
+    """What an action saves against the others, in the units of the cost: their mean cost minus its own."""
+    return fmean(one for other, one in costs.items() if other != action) - costs[action]
+
+
+def advantage_of(costs: Mapping[Action, float]) -> float:
+    """What extending saves against switching; where any green may follow, what the best action saves."""
+    return saving(costs, _judged(costs))
+
+
+def _judged(costs: Mapping[Action, float]) -> Action:
+    return "yes" if "yes" in costs else best_of(costs)
 
 
 def mean_outcomes(futures: Sequence[Mapping[Action, Outcome]]) -> dict[Action, Outcome]:
     """Each action's mean outcome over the futures; of one future that outcome itself."""
     means = {}
-    for action in ACTIONS:
+    for action in futures[0]:
         values = {name: [getattr(future[action], name) for future in futures] for name in OUTCOME_TERMS}
         means[action] = Outcome(**{name: round(sum(terms) / len(terms), 6) for name, terms in values.items()})
     return means
@@ -187,12 +232,8 @@ def spread_of_advantage(futures: Sequence[Mapping[Action, Outcome]], weights: Ma
     """Sample standard deviation of the advantage over the futures; ``None`` for a single one."""
     if len(futures) < 2:
         return None
-    return round(stdev(advantage_of_extending(future, weights) for future in futures), 6)
-
-
-def best_of(advantage: float) -> Action:
-    """The better action; a tie goes to ``yes``, which needs no yellow."""
-    return "yes" if advantage >= 0 else "no"
+    judged = _judged(costs_of(mean_outcomes(futures), weights))
+    return round(stdev(saving(costs_of(future, weights), judged) for future in futures), 6)
 
 
 OBSERVED = tuple(field.name for field in fields(Observation))
@@ -204,39 +245,17 @@ def observation_of(entry: GRPODataEntry) -> Observation:
     return Observation(**{name: getattr(entry, name) for name in OBSERVED})
 
 
+_OF_OTHER_ACTION_SETS = ("action_set", "choices", "next_phase_id", "called", "change", "red")
+
+
 def row_to_json(entry: GRPODataEntry) -> dict[str, Any]:
-    """The row as plain JSON data, keys in the order of the fields."""
-    return asdict(entry)
-
-
-def rows_from_json(raw: Iterable[Any], *, source: str) -> list[GRPODataEntry]:
-    """Validate rows; raises :class:`DataError` naming ``source``, the row's index and its field."""
-    from pydantic import ValidationError
-
-    reader = _reader(GRPODataEntry)
-    rows = []
-    for index, value in enumerate(raw):
-        try:
-            rows.append(reader.validate_python(value))
-            field, problem = _contradiction(rows[-1])
-        except ValidationError as error:
-            field, problem = first_problem(error, whole="row")
-        if problem:
-            raise DataError(f"{source}: row {index}, field '{field}': {problem} (make it again with `grpo generate`)")
-    return rows
-
-
-def _contradiction(row: GRPODataEntry) -> tuple[str, str]:
-    """The first field of a row that does not go with the others, and what is wrong; empty where all do."""
-    if not row.phase_order or set(row.phase_metrics) != set(row.phase_order):
-        return "phase_metrics", f"has phases {[*row.phase_metrics]}, phase_order has {[*row.phase_order]}"
-    if row.current_phase_id not in row.phase_order:
-        return "current_phase_id", f"'{row.current_phase_id}' is none of phase_order"
-    if row.outcomes is not None and set(row.outcomes) != set(ACTIONS):
-        return "outcomes", f"has {[*row.outcomes]}, needs both of {', '.join(ACTIONS)}"
-    if row.advantage is not None and row.best_action not in (None, best_of(row.advantage)):
-        return "best_action", f"is '{row.best_action}', against the advantage of extending, {row.advantage:g}"
-    return "", ""
+    """The row as plain JSON data, keys in the order of the fields; of a ``cycle`` without what others alone have."""
+    row = asdict(entry)
+    if entry.action_set == "cycle":
+        for values in (row, *row["phase_metrics"].values()):
+            for name in _OF_OTHER_ACTION_SETS:
+                values.pop(name, None)
+    return row
 
 
 def first_problem(error: ValidationError, *, whole: str) -> tuple[str, str]:
@@ -249,7 +268,7 @@ Kind = TypeVar("Kind")
 
 
 @cache
-def _reader(kind: Any) -> TypeAdapter[Any]:
+def reader(kind: Any) -> TypeAdapter[Any]:
     """Pydantic's reader of a type: to make one takes some 6 ms, to read a row with it 0.03 ms."""
     from pydantic import TypeAdapter
 
@@ -261,7 +280,7 @@ def read_json(path: Path, kind: type[Kind], *, remedy: str) -> Kind:
     from pydantic import ValidationError
 
     try:
-        value: Kind = _reader(kind).validate_python(parse_json(path.read_bytes()))  # type: ignore[arg-type]
+        value: Kind = reader(kind).validate_python(parse_json(path.read_bytes()))  # type: ignore[arg-type]
         return value
     except ValidationError as error:
         field, reason = first_problem(error, whole="file")
@@ -285,101 +304,6 @@ def parse_json(text: str | bytes) -> Any:
     except UnicodeEncodeError:
         raise ValueError("holds half of a character") from None
     return value
-
-
-def read_rows(path: Path) -> list[GRPODataEntry]:
-    """Rows of one ``.json`` (a list) or ``.jsonl`` file; raises :class:`DataError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); make it with `grpo generate`") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text; give a JSON or JSONL dataset") from None
-    if path.suffix == ".jsonl":
-        lines = enumerate(text.split("\n"))
-        raw: Any = [_json(line, path, number) for number, line in lines if line.strip()]
-    else:
-        raw = _json(text, path)
-    if not isinstance(raw, list):
-        raise DataError(f"{path}: holds a JSON {type(raw).__name__}, expected a list of rows")
-    return rows_from_json(raw, source=str(path))
-
-
-def _json(text: str, path: Path, lines_before: int = 0) -> Any:
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        line = lines_before + error.lineno
-        raise DataError(f"{path}: line {line}: not valid JSON ({error.msg})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
-
-
-def dataset_files(dataset_path: str | Path) -> list[Path]:
-    """The dataset files under a path: the file itself, or ``*/grpo_dataset.json`` of a folder, sorted.
-
-    A path that does not exist may be a pattern, ``data/labels_*``: the files under all that it matches.
-    """
-    path = Path(dataset_path)
-    if not path.exists() and (matches := sorted(glob.glob(str(path)))):
-        return [file for match in matches for file in dataset_files(match)]
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such dataset; make it with `grpo generate --output-dir {path}`")
-    folders = [path, *sorted(path.iterdir())]
-    names = ("grpo_dataset.json", "grpo_dataset.jsonl")
-    files = [folder / name for folder in folders for name in names if (folder / name).is_file()]
-    if not files:
-        raise DataError(f"{path}: holds no grpo_dataset.json; make one with `grpo generate --output-dir {path}`")
-    return files
-
-
-def read_dataset(dataset_path: str | Path) -> list[tuple[Path, list[GRPODataEntry]]]:
-    """The dataset files under a path (see :func:`dataset_files`), each with its rows.
-
-    Raises :class:`DataError` where a file cannot be used, and where two rows have one id: labels of the same instant
-    twice would count twice, and could stand on both sides of a hold-out.
-    """
-    found: dict[str, Path] = {}
-    dataset = []
-    for file in dataset_files(dataset_path):
-        rows = read_rows(file)
-        for row in rows:
-            if row.id in found:
-                where = f"{found[row.id]} and {file}: both hold" if found[row.id] != file else f"{file}: holds twice"
-                raise DataError(f"{where} a row with the id '{row.id}'; generate one of the datasets with other seeds")
-            found[row.id] = file
-        dataset.append((file, rows))
-    return dataset
-
-
-def hold_out(
-    scenarios: Sequence[str], traffic_seeds: Sequence[int], times: Sequence[float], *, fraction: float, seed: int
-) -> list[bool]:
-    """Which rows to keep for validation: whole scenarios, drawn by the seed; of a single scenario, whole runs of it;
-    of a single run, the last part of its time.
-
-    ``scenarios``, ``traffic_seeds`` and ``times`` (simulated seconds) are those of the rows. SFT and GRPO hold out
-    the same rows for the same fraction and seed. Every scenario has a place of its own in the draw: one more scenario
-    moves at most one other, so that the share is kept. All false where there is a single instant.
-    """
-    for column in (scenarios, traffic_seeds):
-        values: list[str | int] = sorted(set(column))
-        if len(values) > 1:
-            values.sort(key=lambda value: _place_of(value, seed))
-            chosen = set(values[: min(len(values) - 1, max(1, round(fraction * len(values))))])
-            return [value in chosen for value in column]
-    instants = sorted(set(times))
-    if len(instants) < 2:
-        return [False] * len(times)
-    cut = instants[min(len(instants) - 1, max(1, round((1 - fraction) * len(instants))))]
-    return [time >= cut for time in times]
-
-
-def _place_of(value: str | int, seed: int) -> bytes:
-    """A random place in the order of a draw, the value's own whatever else is drawn from."""
-    return hashlib.sha256(f"{seed}/{value}".encode(errors="surrogatepass")).digest()
 
 
 @dataclass(frozen=True, slots=True)

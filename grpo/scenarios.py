@@ -35,6 +35,12 @@ class ScenarioSuiteConfig(RunSettings):
     train: int = Field(default=16, ge=1, description="scenarios of the training split")
     validation: int = Field(default=4, ge=0, description="scenarios of the validation split")
     test: int = Field(default=6, ge=0, description="scenarios of the test split")
+    many_greens: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the scenarios in which lights have five to eight greens, in networks of up to 16 lights",
+    )
     duration_seconds: int = Field(default=1800, ge=120, description="simulated seconds of demand in each scenario")
 
 
@@ -95,11 +101,15 @@ def _write_scenario(folder: Path, split: str, index: int, config: ScenarioSuiteC
     stream = (SPLITS.index(split), index)
     rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream))
     kind = KINDS_IN_ORDER[index % len(KINDS_IN_ORDER)]
-    # Steps of the golden ratio spread the loads evenly over a split of any size; the start is the split's own.
-    start = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream[:1])).random()
+    # Steps of the golden ratio spread the loads evenly over a split of any size, those of the root of two the many
+    # greens over all loads; the starts are the split's own.
+    start, other = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream[:1])).random(2)
     shares, loads = zip(*LOAD_QUANTILES, strict=True)
     load = float(np.interp((start + 0.618034 * index) % 1, shares, loads))
-    scenario = make_scenario(kind, load=load, duration_s=config.duration_seconds, rng=rng)
+    many_greens = bool((other + 0.414214 * index) % 1 < config.many_greens)
+    if many_greens and kind == "one_way":  # too few approaches
+        kind = "grid"
+    scenario = make_scenario(kind, load=load, duration_s=config.duration_seconds, rng=rng, many_greens=many_greens)
     name = f"{split}_{index:02d}_{kind}"
     home = make_folder(folder, f"{split}/{name}")
     write_text(home / f"{name}.net.xml", scenario.net_xml)

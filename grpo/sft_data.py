@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Literal, Self
@@ -18,8 +19,9 @@ from pydantic.dataclasses import dataclass
 
 from grpo.config import DATASET, HoldOutSettings, PromptSettings, RunSettings
 from grpo.inputs import check_unchanged, inputs_of
-from grpo.prompt_builder import ANSWERS, ask
-from grpo.records import Action, GRPODataEntry, dataset_files, hold_out, observation_of, read_dataset
+from grpo.prompt_builder import ANSWERS, PromptFormat, ask, words_of
+from grpo.records import Action, GRPODataEntry, observation_of
+from grpo.rows import action_set_of, dataset_files, hold_out, read_dataset
 from grpo.system.command_line import parse_config
 from grpo.system.console import finished, say
 from grpo.system.errors import DataError
@@ -36,7 +38,7 @@ class SFTDataConfig(PromptSettings, HoldOutSettings, RunSettings):
     dataset_path: str = DATASET
     output_dir: str = Field(default="data/sft_datasets", min_length=1, description="folder for sft_dataset.json")
     labels: Literal["oracle", "max_pressure", "random"] = Field(
-        default="oracle", description="the better simulated action, what max pressure would do, or a coin (a control)"
+        default="oracle", description="the best simulated action, what max pressure would do, or a coin (a control)"
     )
     keep_all_above_advantage: float = Field(
         default=0.0,
@@ -59,19 +61,24 @@ def make_sft_data(config: SFTDataConfig) -> Path:
 
     Each is ``{"id", "scenario", "split", "prompt", "completion", "label", "best_action", "advantage"}``: prompt and
     completion are message lists, ``label`` is the action that the completion teaches, ``advantage`` (in the units of
-    the dataset's cost) is positive where extending is better. Of the training rows those whose actions differ by less
-    than ``keep_all_above_advantage`` are drawn with the probability of that share: a label from one random future is
-    right about the mean advantage, not about its sign, so rows must count by what they are worth.
+    the dataset's cost) is positive where extending is better. Where any green may follow, actions are ids of phases, so
+    there are also ``words``, those that are open in an answer, and ``best_word``, that of ``best_action``.
 
-    Raises :class:`DataError` where no row can be used and :class:`OutputError` where the file cannot be written or is
-    finished already.
+    Of the training rows those whose actions differ by less than ``keep_all_above_advantage`` are drawn with the
+    probability of that share: a label from one random future is right about the mean advantage, not about its sign, so
+    rows must count by what they are worth.
+
+    Raises :class:`DataError` where no row can be used or the rows are of several action sets, and :class:`OutputError`
+    where the file cannot be written or is finished already.
     """
     start, inputs = time.monotonic(), inputs_of(config)
-    rows = [row for _, rows in read_dataset(config.dataset_path) for row in rows]
+    dataset = read_dataset(config.dataset_path)
+    rows = [row for _, rows in dataset for row in rows]
     check_unchanged(config, inputs)
     known = [row for row in rows if row.best_action is not None and row.advantage is not None]
     if not known:
         raise DataError(f"{config.dataset_path}: none of {len(rows)} rows has outcomes; run `grpo generate` again")
+    prompt_format = replace(config.prompt_format, action_set=action_set_of(dataset))
     random = Random(config.seed)
     # The draws are made for every row, so that the held-out rows do not depend on them.
     drawn = [random.random() * config.keep_all_above_advantage <= abs(row.advantage or 0.0) for row in known]
@@ -88,24 +95,14 @@ def make_sft_data(config: SFTDataConfig) -> Path:
         )
     labels = _labels(used, config)
     examples = [
-        {
-            "id": row.id,
-            "scenario": row.scenario,
-            "split": split,
-            "prompt": ask(observation_of(row), config.prompt_format),
-            "completion": [{"role": "assistant", "content": ANSWERS[label]}],
-            "label": label,
-            "best_action": row.best_action,
-            "advantage": row.advantage,
-        }
-        for row, split, label in zip(used, splits, labels, strict=True)
+        _example(row, split, label, prompt_format) for row, split, label in zip(used, splits, labels, strict=True)
     ]
     counts: dict[str, Any] = {
         "rows": len(rows),
         "without_outcomes": len(rows) - len(known),
         "not_drawn": len(known) - len(used),
         "splits": {
-            split: dict(sorted(Counter(one["label"] for one in examples if one["split"] == split).items()))
+            split: dict(sorted(Counter(word for word, one in examples if one["split"] == split).items()))
             for split in ("train", "validation")
         },
     }
@@ -113,10 +110,30 @@ def make_sft_data(config: SFTDataConfig) -> Path:
     files = dataset_files(config.dataset_path)
     claim_output(folder, config.STAGE, config.to_dict(), if_finished=config.if_finished, reads=files)
     path = folder / SFT_DATASET
-    write_json(path, examples)
+    write_json(path, [example for _, example in examples])
     write_manifest(folder, config.STAGE, config.to_dict(), inputs=inputs, **counts)
     _tell(config, path, counts, seconds=time.monotonic() - start)
     return path
+
+
+def _example(row: GRPODataEntry, split: str, label: Action, prompt_format: PromptFormat) -> tuple[str, dict[str, Any]]:
+    """The word that a row teaches, and its conversation as it stands in the file."""
+    observation = observation_of(row)
+    words = words_of(observation)
+    answer = ANSWERS[row.action_set][words[label]]
+    example: dict[str, Any] = {
+        "id": row.id,
+        "scenario": row.scenario,
+        "split": split,
+        "prompt": ask(observation, prompt_format),
+        "completion": [{"role": "assistant", "content": answer}],
+        "label": label,
+        "best_action": row.best_action,
+        "advantage": row.advantage,
+    }
+    if row.action_set == "choose" and row.best_action is not None:
+        example |= {"words": [*words.values()], "best_word": words[row.best_action]}
+    return words[label], example
 
 
 def _labels(rows: list[GRPODataEntry], config: SFTDataConfig) -> list[Action]:

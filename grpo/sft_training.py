@@ -19,6 +19,7 @@ import os
 import shlex
 import time
 import warnings
+from collections import Counter
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from grpo.learning.checkpoints import (
     train_from,
 )
 from grpo.learning.distributed import broadcast_from_main, destroy_process_group, errors_on_all_ranks
+from grpo.learning.reward import read_answer
 from grpo.models.answer_tokens import chat_ids, encode
 from grpo.models.folder import resolve_model
 from grpo.models.loading import (
@@ -43,7 +45,8 @@ from grpo.models.loading import (
     precision_arguments,
 )
 from grpo.models.saving import save_merged
-from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, format_of, parse_answer, system_prompt
+from grpo.prompt_builder import ANSWERS, DEFAULT_FORMAT, PromptFormat, format_of, system_prompt
+from grpo.records import ActionSet
 from grpo.system.command_line import parse_config
 from grpo.system.console import finished, say
 from grpo.system.errors import ConfigError, DataError, ModelError
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from grpo.models.loading import LoadedModel
 
 _FIELDS = ("id", "split", "prompt", "completion", "best_action", "advantage")
+_FIELDS_OF_CHOICES = (*_FIELDS, "words", "best_word")
 FREE_ON_RESUME = ("report_to", "resume_from_checkpoint", "min_valid_format_rate", "validation_rows", "max_new_tokens")
 """Settings that an interrupted run may change and still go on to the same weights."""
 
@@ -74,11 +78,12 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         if folder.resolve() == Path(config.model_path).resolve():
             raise ConfigError([f"output_dir: {folder} is also model_path; give the trained model another folder"])
         check_output(folder, if_finished=config.if_finished)
-        source = resolve_model(config.model_path)
+        resolve_model(config.model_path)
         rows = load_sft_rows(path)
     inputs = broadcast_from_main(lambda: inputs_of(config))
     with errors_on_all_ranks():
         prompt_format = _format_of(rows, path)
+        source = resolve_model(config.model_path, prompt_format.action_set)  # of a shipped name the one of the rows
         say(f"sft: loading {config.model_path}, for {len(rows)} rows of {path}")
         choose_backend(config.backend, source)  # before transformers is imported
         from grpo.learning.progress import check_reporters, quiet_libraries
@@ -86,7 +91,7 @@ def train_sft(config: SFTTrainingConfig) -> Path:
         quiet_libraries()
         check_reporters(config.report_to)
         optimizer = choose_optimizer(config.optim)
-        loaded = load_for_training(config)
+        loaded = load_for_training(config, prompt_format.action_set)
         examples = tokenize(
             [row for row in rows if row["split"] == "train"], loaded.tokenizer, max_seq_length=config.max_seq_length
         )
@@ -103,7 +108,9 @@ def train_sft(config: SFTTrainingConfig) -> Path:
     sample = Random(config.seed).sample(held_out, min(config.validation_rows, len(held_out)))
     # Every process answers all of them: a model that is split over processes answers only where all take part.
     trained = replace(loaded, model=trainer.model)
-    report = check_answers(trained, sample, max_new_tokens=config.max_new_tokens, batch_size=64)
+    report = check_answers(
+        trained, sample, prompt_format.action_set, max_new_tokens=config.max_new_tokens, batch_size=64
+    )
     model = gathered_model(trainer)
     with errors_on_all_ranks():
         if is_main_process():
@@ -148,8 +155,9 @@ def load_sft_rows(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds a JSON {type(rows).__name__}, expected a list; make it with `grpo sft-data`")
     for index, row in enumerate(rows):
-        for field in _FIELDS:
-            if not isinstance(row, dict) or not _is_valid(field, row.get(field)):
+        choices = isinstance(row, dict) and "words" in row
+        for field in _FIELDS_OF_CHOICES if choices else _FIELDS:
+            if not isinstance(row, dict) or not _is_valid(field, row.get(field), row):
                 raise DataError(
                     f"{path}: row {index}, field '{field}': missing or malformed; run `grpo sft-data` again"
                 )
@@ -159,7 +167,7 @@ def load_sft_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_valid(field: str, value: Any) -> bool:
+def _is_valid(field: str, value: Any, row: dict[str, Any]) -> bool:
     if field in ("prompt", "completion"):
         role = "user" if field == "prompt" else "assistant"
         return (
@@ -171,9 +179,13 @@ def _is_valid(field: str, value: Any) -> bool:
         )
     if field == "split":
         return value in ("train", "validation")
-    if field == "best_action":
+    if field == "words":
+        return isinstance(value, list) and len(value) > 1 and all(one in list(ANSWERS["choose"]) for one in value)
+    if field == "best_word":
+        return value in row["words"]
+    if field == "best_action" and "words" not in row:
         return value in ("yes", "no")
-    return isinstance(value, str) if field == "id" else isinstance(value, int | float)
+    return isinstance(value, int | float) if field == "advantage" else isinstance(value, str)
 
 
 def _format_of(rows: list[dict[str, Any]], path: Path) -> PromptFormat:
@@ -184,6 +196,11 @@ def _format_of(rows: list[dict[str, Any]], path: Path) -> PromptFormat:
             raise DataError(
                 f"{path}: row {index}, field 'prompt': does not open with the system prompt that the later stages "
                 "use; make it again with `grpo sft-data`"
+            )
+        if ("words" in row) != (prompt_format.action_set == "choose"):
+            raise DataError(
+                f"{path}: row {index}, field 'words': does not go with the action set of the prompt, "
+                f"{prompt_format.action_set}; make it again with `grpo sft-data`"
             )
     assert prompt_format is not None
     return prompt_format
@@ -275,18 +292,25 @@ def make_trainer(
 
 
 def check_answers(
-    loaded: LoadedModel, rows: list[dict[str, Any]], *, max_new_tokens: int, batch_size: int
+    loaded: LoadedModel,
+    rows: list[dict[str, Any]],
+    action_set: ActionSet = "cycle",
+    *,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> dict[str, Any]:
-    """What the model answers to ``rows`` by greedy generation, against the better simulated action.
+    """What the model answers to ``rows`` by greedy generation, against the best simulated action.
 
-    An answer without a decision agrees with nothing. ``weighted_agreement`` weighs each row by |advantage| and is
-    ``None`` where all are 0; ``constant_agreement`` is what always giving the commoner action would reach.
+    An answer without a decision, or with one that is not open, agrees with nothing. ``weighted_agreement`` weighs each
+    row by |advantage| and is ``None`` where all are 0; ``constant_agreement`` is what always giving the commonest
+    answer would reach.
     """
     answers = generate_answers(loaded, [row["prompt"] for row in rows], max_new_tokens, batch_size)
-    parsed = [parse_answer(answer) for answer in answers]
-    agrees = [answer.action == row["best_action"] for answer, row in zip(parsed, rows, strict=True)]
+    known = [row.get("words", ANSWERS[action_set]) for row in rows]
+    parsed = [read_answer(answer, words, action_set) for answer, words in zip(answers, known, strict=True)]
+    best = [row.get("best_word", row["best_action"]) for row in rows]
+    agrees = [answer.word == word for answer, word in zip(parsed, best, strict=True)]
     weights = [abs(row["advantage"]) for row in rows]
-    yes = sum(row["best_action"] == "yes" for row in rows) / len(rows)
     return {
         "held_out_rows": len(rows),
         "valid_format_rate": sum(answer.level != "invalid" for answer in parsed) / len(rows),
@@ -297,7 +321,7 @@ def check_answers(
             if sum(weights) > 0
             else None
         ),
-        "constant_agreement": max(yes, 1 - yes),
+        "constant_agreement": max(Counter(best).values()) / len(rows),
     }
 
 
@@ -330,9 +354,9 @@ def _report_text(report: dict[str, Any]) -> str:
     weighted = report["weighted_agreement"]
     return (
         f"on {report['held_out_rows']} held-out rows: valid format {report['valid_format_rate']:.1%} "
-        f"(strict {report['strict_format_rate']:.1%}), agreement with the better action {report['agreement']:.1%}, "
+        f"(strict {report['strict_format_rate']:.1%}), agreement with the best action {report['agreement']:.1%}, "
         f"weighted by |advantage| {'-' if weighted is None else f'{weighted:.1%}'} "
-        f"(always the commoner action: {report['constant_agreement']:.1%})"
+        f"(always the commonest answer: {report['constant_agreement']:.1%})"
     )
 
 
@@ -340,7 +364,7 @@ def _next_command(config: SFTTrainingConfig, prompt_format: PromptFormat) -> str
     """GRPO from this model on the rows that its conversations were made of, with prompts of the same form."""
     rows = read_manifest(Path(config.dataset_path).parent).get("settings", {}).get("dataset_path")
     words = ["grpo", "train", "--model-path", config.output_dir, *(["--dataset-path", rows] if rows else [])]
-    if prompt_format != DEFAULT_FORMAT:
+    if prompt_format != replace(DEFAULT_FORMAT, action_set=prompt_format.action_set):
         words += ["--prompt-language", prompt_format.language, "--prompt-fields", *prompt_format.fields]
     return shlex.join(words)
 

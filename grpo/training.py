@@ -20,6 +20,7 @@ import os
 import shlex
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ from grpo.models.loading import (
     precision_arguments,
 )
 from grpo.models.saving import save_merged
-from grpo.records import dataset_files
+from grpo.prompt_builder import PromptFormat
+from grpo.records import ActionSet
+from grpo.rows import action_set_of, dataset_files, read_dataset
 from grpo.system.command_line import parse_config
 from grpo.system.console import finished, is_quiet, say
 from grpo.system.errors import ConfigError
@@ -103,26 +106,31 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
     check_training_stack(config.STAGE)
     with errors_on_all_ranks():
         source = _check_settings(config, folder)
-        say(f"train: loading {config.model_path}, and rows of {config.dataset_path}")
+    inputs = broadcast_from_main(lambda: inputs_of(config))
+    with errors_on_all_ranks():
+        dataset = read_dataset(config.dataset_path)
+        source = resolve_model(config.model_path, action_set_of(dataset), made_by="grpo sft")  # a shipped one of theirs
+        prompt_format = _prompt_format(config, source, action_set_of(dataset))
+        action_set = prompt_format.action_set
+        say(f"train: action set {action_set}: loading {config.model_path}, for rows of {config.dataset_path}")
         choose_backend(config.backend, source)  # before transformers is imported
         from grpo.learning.progress import check_reporters, quiet_libraries
 
         quiet_libraries()
         check_reporters(config.report_to)
-    inputs = broadcast_from_main(lambda: inputs_of(config))
     rows = main_process_first(
         lambda: load_grpo_dataset(
-            config.dataset_path,
-            prompt_format=config.prompt_format,
+            dataset,
+            prompt_format=prompt_format,
             cost_weights=config.cost_weights,
             extend_seconds=config.extend_seconds,
             max_workers=config.max_workers,
         )
     )
     with errors_on_all_ranks():
-        loaded = load_for_training(config)
+        loaded = load_for_training(config, action_set)
         train, held_out = split_rows(usable_rows(rows, loaded, config), config)
-        rewards = Rewards.from_config(config, train["advantage"])
+        rewards = Rewards.from_config(config, train["advantage"], action_set)
         arguments = trainer_arguments(config, loaded, rewards, held_out=len(held_out) > 0)
 
     def claim() -> Path | None:
@@ -139,7 +147,7 @@ def train_grpo(config: GRPOTrainingConfig) -> Path:
         if is_main_process():
             rows_used = {"train": len(train), "held_out": len(held_out)}
             seconds = time.monotonic() - start
-            _save(config, model, loaded, trainer.state, inputs=inputs, rows=rows_used, seconds=seconds)
+            _save(config, model, loaded, trainer.state, prompt_format, inputs=inputs, rows=rows_used, seconds=seconds)
     return folder
 
 
@@ -157,28 +165,44 @@ def _check_settings(config: GRPOTrainingConfig, folder: Path) -> str:
                 f"num_generations = {config.num_generations}"
             ]
         )
-    source = resolve_model(config.model_path, made_by="grpo sft")
-    _check_prompt_format(source, config)
-    return source
+    return resolve_model(config.model_path, made_by="grpo sft")
 
 
-def _check_prompt_format(source: str, config: GRPOTrainingConfig) -> None:
-    """Raise :class:`ConfigError` where the model was taught to read other prompts than the config would give it."""
-    taught = prompt_format_of(source)
-    if taught is not None and taught != config.prompt_format:
+def _prompt_format(config: GRPOTrainingConfig, source: str, action_set: ActionSet) -> PromptFormat:
+    """How rows of an action set are put to the model; raises :class:`ConfigError` where the config names another action
+    set, or the model was taught to read other prompts.
+    """
+    prompt_format, taught = replace(config.prompt_format, action_set=action_set), prompt_format_of(source)
+    if config.action_set not in ("auto", action_set):
+        raise ConfigError(
+            [
+                f"action_set: the rows of {config.dataset_path} are of {action_set}, the config says "
+                f"{config.action_set}; set it to auto, or give rows of {config.action_set}"
+            ]
+        )
+    if taught is not None and taught.action_set != action_set:
+        raise ConfigError(
+            [
+                f"action_set: {source} was taught {taught.action_set}, the rows of {config.dataset_path} are of "
+                f"{action_set}; give rows of {taught.action_set}, or teach the model these with `grpo sft-data` and "
+                "`grpo sft`"
+            ]
+        )
+    if taught is not None and taught != prompt_format:
         raise ConfigError(
             [
                 f"prompt_language, prompt_fields: {source} was taught {taught.language} with "
                 f"{', '.join(taught.fields)}; set the two to that, or teach it the new form with `grpo sft`"
             ]
         )
+    return prompt_format
 
 
 def trainer_arguments(config: GRPOTrainingConfig, loaded: LoadedModel, rewards: Rewards, *, held_out: bool) -> Any:
     """Our settings as TRL's ``GRPOConfig``; ``held_out`` says whether there are rows to choose a checkpoint by.
 
     Rewards are not divided by their group's spread (``scale_rewards``): one invalid answer would shrink the distance
-    between `yes` and `no` to nothing, and rows where the choice hardly matters would weigh as much as the others.
+    between valid answers to nothing, and rows where the choice hardly matters would weigh as much as the others.
     """
     from trl import GRPOConfig
 
@@ -277,6 +301,7 @@ def _save(
     model: Any,
     loaded: LoadedModel,
     state: Any,
+    prompt_format: PromptFormat,
     *,
     inputs: dict[str, dict[str, str]],
     rows: dict[str, int],
@@ -285,7 +310,7 @@ def _save(
     """Write all that ``config.output_dir`` is to hold, the manifest last, and say what came out."""
     folder = Path(config.output_dir)
     best = state.best_global_step if rows["held_out"] else state.global_step
-    save_merged(model, loaded.tokenizer, folder, prompt_format=config.prompt_format)
+    save_merged(model, loaded.tokenizer, folder, prompt_format=prompt_format)
     settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
     write_text(folder / "training_config.yaml", settings)
     write_json(folder / "training_log.json", state.log_history)
@@ -308,11 +333,11 @@ def _save(
         where=folder,
         seconds=seconds,
         good=_summary(state.log_history, best, state.global_step),
-        then=[_next_command(config)],
+        then=[_next_command(config, prompt_format.action_set)],
     )
 
 
-def _next_command(config: GRPOTrainingConfig) -> str:
+def _next_command(config: GRPOTrainingConfig, action_set: ActionSet = "cycle") -> str:
     """Drive with the model: on the test split of a suite, else on the network of the rows with seeds that are none of
     theirs, where these can be told; what it is worth is nothing that training knows."""
     files = dataset_files(config.dataset_path)
@@ -327,8 +352,10 @@ def _next_command(config: GRPOTrainingConfig) -> str:
         fresh = ["--seeds", *map(str, range(seeds + 1, seeds + 7))]
     else:
         scenarios = ["YOUR.sumocfg"]
-    policies = ["--policy", "fixed_time", "actuated", "pretrained", config.output_dir]
-    return shlex.join(["grpo", "evaluate", *scenarios, *policies, *fresh])
+    others = ["--action-set", action_set, "--policy", "fixed_time", "actuated", "max_pressure"]
+    usual = ["--policy", "fixed_time", "actuated", "pretrained"]
+    policies = usual if action_set == "cycle" else others
+    return shlex.join(["grpo", "evaluate", *scenarios, *policies, config.output_dir, *fresh])
 
 
 def _summary(history: list[dict[str, Any]], best: int, steps: int) -> str:

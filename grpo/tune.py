@@ -28,9 +28,10 @@ from .episodes.advice import TUNE_MINUTES, advise, sentences
 from .episodes.budget import RECORDING_SHARE, START_S, LabelPlan, Pace, minutes_text
 from .episodes.preflight import Report, examine_one
 from .episodes.report import ALL, LOWER, display_names, episode_of, interval_text, summarise
-from .init import FIRST_JUDGED, Step, check_empty, commented_step, make_new, recorded, report_step, write_steps
+from .init import FIRST_JUDGED, Step, check_empty, chosen, commented_step, make_new, recorded, report_step, write_steps
 from .pipeline import run_pipeline
-from .records import EpisodeResult
+from .policies.names import check_policy
+from .records import ActionSet, EpisodeResult
 from .simulator.network import scenario_digest
 from .simulator.scenario_files import find_scenarios, scenario_name
 from .system.command_line import parse_config
@@ -51,6 +52,11 @@ class TuneConfig(StageConfig):
         default=TUNE_MINUTES, ge=1, le=10_000, description="what the whole may take on this machine, by estimate"
     )
     num_seeds: int = Field(default=10, ge=6, le=1000, description="fresh seeds on which the tuned model is judged")
+    action_set: ActionSet = Field(
+        default="cycle",
+        description="what a light may do: `cycle` keep its green or go to the next of its program; `skip` the same, "
+        "past greens that nobody waits for; `choose` any green next",
+    )
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of the random choices of labels and training")
 
 
@@ -152,13 +158,14 @@ def _labelling(config: TuneConfig, report: Report, pace: Pace, folder: Path, lab
     return commented_step(
         "1_generate",
         [
-            f"Labels: {SHIPPED_MODEL} drives {Path(report.scenario).name}; at some decisions both answers are tried.",
+            f"Labels: {SHIPPED_MODEL} drives {Path(report.scenario).name}; at some decisions all answers are tried.",
             f"The recipe is {RECIPE}/generate.yaml; what has a reason here was chosen for this network.",
         ],
         _with(
             "generate",
             {
                 "scenarios": ([report.scenario], "your network, seen from the folder in which `grpo tune` was called"),
+                **chosen(config.action_set),
                 "output_dir": (str(folder / "labels"), ""),
                 "seeds": (list(range(_FIRST_LABELLED, last + 1)), f"{labels.seeds} runs, each with other traffic"),
                 "sample_fraction": (
@@ -183,6 +190,7 @@ def _training(config: TuneConfig, pace: Pace, folder: Path, labels: LabelPlan, s
             {
                 "model_path": (SHIPPED_MODEL, ""),
                 "dataset_path": (str(folder / "labels"), ""),
+                **chosen(config.action_set),
                 "output_dir": (str(folder / "model"), ""),
                 "batch_size": (64 if labels.rows >= _MANY else 32, "decision points of one step"),
                 "max_steps": (steps, f"{STEPS_WANTED} for {LABELS_WANTED} labels, fewer for fewer"),
@@ -202,6 +210,7 @@ def _judging(
         ["Closed loop on traffic that nothing was learned from: this alone decides."],
         {
             "scenarios": ([report.scenario], ""),
+            **chosen(config.action_set),
             "policy": ([*rules, SHIPPED_MODEL, str(folder / "model")], ""),
             "seeds": (list(range(FIRST_JUDGED, FIRST_JUDGED + config.num_seeds)), "fresh ones"),
             "record": recorded(record),
@@ -238,7 +247,8 @@ def prepare(config: TuneConfig) -> tuple[Path, Path]:
             return found[0], folder
     else:
         check_empty(folder)
-    plan = make_plan(config, examine_one(config.sumocfg), folder)
+    check_policy(SHIPPED_MODEL, config.action_set)
+    plan = make_plan(config, examine_one(config.sumocfg, config.action_set), folder)
     _announce(plan, config, folder)
     make_new(folder)
     write_json(plan_file, settings)
@@ -307,11 +317,12 @@ def recommend(episodes: Sequence[EpisodeResult], tuned: str) -> Recommendation:
     return Recommendation(best, passed, tuple(why))
 
 
-def conclude(scenario: Path, folder: Path) -> Recommendation:
+def conclude(scenario: Path, folder: Path, action_set: ActionSet = "cycle") -> Recommendation:
     """Judge the evaluation in ``folder``, and write what is recommended beside it."""
     records = _read(folder / "evaluation" / "evaluation.json")["episodes"]
     found = recommend([episode_of(record) for record in records], str(folder / "model"))
-    command = f"grpo evaluate {shlex.quote(str(scenario))} --policy {shlex.quote(found.recommended)}"
+    flag = "" if action_set == "cycle" else f" --action-set {action_set}"
+    command = f"grpo evaluate {shlex.quote(str(scenario))}{flag} --policy {shlex.quote(found.recommended)}"
     value = {"scenario": str(scenario), "recommended": found.recommended, "tuned_passed": found.tuned_passed}
     write_json(folder / RECOMMENDATION, value | {"why": list(found.why), "command": command})
     text = "\n".join([*found.why, f"recommended: {found.recommended}", f"to drive with it: {command}"])
@@ -322,7 +333,8 @@ def conclude(scenario: Path, folder: Path) -> Recommendation:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the stage."""
-    scenario, folder = prepare(parse_config(TuneConfig, argv))
+    config = parse_config(TuneConfig, argv)
+    scenario, folder = prepare(config)
     run_pipeline(folder)
-    conclude(scenario, folder)
+    conclude(scenario, folder, config.action_set)
     return 0

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from helpers.folders import contents, finished_run
 from helpers.networks import make_cross, make_pair
-from helpers.tiny import tiny_rows, write_dataset
+from helpers.tiny import choose_rows, rows_of, tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.labels.replay import simulate_rows, simulate_run
 from grpo.prompt_builder import DEFAULT_FIELDS
-from grpo.records import GRPODataEntry, read_rows
+from grpo.records import GRPODataEntry
+from grpo.rows import read_rows
 from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.system.console import guarded
 
@@ -76,6 +77,8 @@ def _write_scenarios() -> None:
 def _write_datasets() -> None:
     write_dataset(Path("data"), tiny_rows(12))
     write_dataset(Path("unknown"), tiny_rows(12, with_outcomes=False))
+    write_dataset(Path("choices"), choose_rows(12))
+    write_dataset(Path("mixed"), [*tiny_rows(4, scenarios=("a",)), *rows_of("skip", 4, scenarios=("b",))])
     for name, change in {
         "no_rows": lambda rows: [],
         "no_prompt": lambda rows: [rows[0], {key: value for key, value in rows[1].items() if key != "prompt"}],
@@ -101,6 +104,8 @@ def _write_models() -> None:
         "few_fields": {"prompt_language": "en", "prompt_fields": ["queue", "wait"]},
         "unknown_field": {"prompt_language": "en", "prompt_fields": ["queue", "speed"]},
         "old_card": {"prompt_language": "en"},
+        "chooses": {"prompt_language": "en", "prompt_fields": list(DEFAULT_FIELDS), "action_set": "choose"},
+        "wanders": {"prompt_language": "en", "prompt_fields": list(DEFAULT_FIELDS), "action_set": "any"},
     }.items():
         shutil.copytree("model", name)
         Path(name, "scu_tsc.json").write_text(json.dumps(card))
@@ -219,6 +224,20 @@ REFUSED = [
     ("train --model-path few_fields --dataset-path data", "few_fields was taught en with queue, wait; set the two"),
     ("train --model-path unknown_field --dataset-path data", "unknown_field/scu_tsc.json: ... unknown speed"),
     ("train --model-path old_card --dataset-path data", "old_card/scu_tsc.json: ... train the model again"),
+    ("train --model-path chooses --dataset-path data", "chooses was taught choose, the rows of data are of cycle; "),
+    (
+        "train --model-path few_fields --dataset-path choices",
+        "few_fields was taught cycle, ... are of choose; give rows",
+    ),
+    (
+        "train --model-path wanders --dataset-path data",
+        "wanders/scu_tsc.json: ... no 'any'; there are cycle, skip, choo",
+    ),
+    (
+        "train --model-path model --dataset-path choices --action-set skip",
+        "are of choose, the config says skip; set it",
+    ),
+    ("train --model-path model --action-set all", "action_set: got 'all': "),
     ("train --model-path in_the_way --dataset-path data", "in_the_way: is a file; give the folder"),
     ("sft --model-path models/absent --dataset-path sft/sft_dataset.json", "models/absent: no such model folder; "),
     ("evaluate --scenarios cross --policy models/absent", "models/absent: no such model folder; ... `grpo train`"),
@@ -230,6 +249,11 @@ REFUSED = [
     ("sft-data --dataset-path wrong_type", "wrong_type/grpo_dataset.json: row 0, field 'min_green'"),
     ("sft-data --dataset-path object", "object/grpo_dataset.json: holds a JSON dict, expected a list"),
     ("sft-data --dataset-path cut.json", "cut.json: line 2: not valid JSON"),
+    ("sft-data --dataset-path mixed", "mixed/b/grpo_dataset.json: row 0, field 'action_set': is skip, ... is cycle; "),
+    (
+        "train --model-path model --dataset-path mixed",
+        "mixed/b/grpo_dataset.json: row 0, field 'action_set': is skip, ",
+    ),
     ("sft-data --dataset-path unknown", "unknown: none of 12 rows has outcomes"),
     (
         "sft-data --dataset-path data --keep-all-above-advantage 1e12",
@@ -240,7 +264,7 @@ REFUSED = [
     ("sft --dataset-path no_rows/grpo_dataset.json", "grpo_dataset.json: has no row of the split 'train'"),
     ("sft --dataset-path cut.json", "cut.json: not a JSON file"),
     ("train --model-path model --dataset-path absent", "absent: no such dataset; make it with `grpo generate"),
-    ("train --model-path model --dataset-path no_rows", "no_rows: holds no rows"),
+    ("train --model-path model --dataset-path no_rows", "no_rows/grpo_dataset.json: holds no rows"),
     ("train --model-path model --dataset-path no_prompt", "no_prompt/grpo_dataset.json: row 1, field 'prompt'"),
     ("train --model-path model --dataset-path data --extend-seconds 7", "row 0, field 'extend_seconds': made with 5"),
     # scenario

@@ -17,7 +17,7 @@ from grpo import check, evaluation
 from grpo.labels.counterfactual import drive
 from grpo.models.folder import BASE, SHIPPED
 from grpo.policies.rules import make_rule_policy
-from grpo.records import read_rows
+from grpo.rows import read_rows
 from grpo.simulator.network import read_network
 from grpo.simulator.signals import SignalSettings
 from grpo.sumo_interface import TrafficSimulation

@@ -74,7 +74,7 @@ def other_than_default(cls: type[StageConfig], field: dataclasses.Field[Any]) ->
     if hint is int:
         return 2 * default if default > 0 else 7
     if hint is float:
-        return default / 2 if default else 7.5
+        return default / 2 if default else 0.75
     assert hint is str, f"{cls.__name__}.{field.name}: a type that this test does not know"
     return "other/place"
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import sumo
-from helpers.networks import make_cross, make_pair
+from helpers.networks import make_cross, make_pair, make_ring
 from helpers.snapshots import snapshot
 
 from grpo.config import GRPOConfig
 from grpo.generate import generate
 from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive, future_seed, simulate_actions
 from grpo.policies.rules import Policy, make_rule_policy
-from grpo.records import ACTIONS, Action, Decision, Observation
+from grpo.records import Action, ActionSet, Decision, Observation
 from grpo.scenarios import ScenarioSuiteConfig, generate_suite
+from grpo.simulator.signals import SignalSettings
 from grpo.sumo_interface import TrafficSimulation
 from grpo.system.forks import BranchError, Forks
 from grpo.system.workers import run_isolated
@@ -70,7 +71,8 @@ class Exploring:
         decisions = []
         for observation, decision in zip(observations, self.rule.decide(observations), strict=True):
             random = Random(f"{observation.junction_id}/{observation.simulation_time}")
-            decisions.append(Decision(random.choice(ACTIONS)) if random.random() < 0.25 else decision)
+            explores = random.random() < 0.25
+            decisions.append(Decision(random.choice(observation.choices)) if explores else decision)
         return decisions
 
 
@@ -102,14 +104,32 @@ def test_a_branch_with_the_factual_action_is_the_uninterrupted_run(kind, name, s
         assert seconds == uninterrupted[begin : begin + FAR_S], f"{begin} s after the beginning"
 
 
-def _run(sumocfg: Path, points: int) -> tuple[list[bytes], dict[int, list[bytes]], int]:
+@pytest.mark.parametrize("action_set", ["skip", "choose"])
+def test_a_branch_is_the_uninterrupted_run_where_greens_are_skipped_or_chosen(action_set, tmp_path):
+    """As above, on a light with eight greens."""
+    calls = [(make_ring(tmp_path, duration=600), points, action_set) for points in (8, 0)]
+    runs = {}
+    for index, value, error in run_isolated(_run, calls, max_workers=2, timeout_s=300, fresh=True):
+        assert error is None
+        runs[index] = value
+    (forked, branches, vehicles), (uninterrupted, _, _) = runs[0], runs[1]
+    assert vehicles > 5 and len(branches) == 8
+    assert forked == uninterrupted[: len(forked)]
+    for begin, seconds in branches.items():
+        assert seconds == uninterrupted[begin : begin + FAR_S], f"{begin} s after the beginning"
+
+
+def _run(
+    sumocfg: Path, points: int, action_set: ActionSet = "cycle"
+) -> tuple[list[bytes], dict[int, list[bytes]], int]:
     """Digests of every second of a run, of the branches at ``points`` of its decision points, by second, and the
     largest number of vehicles."""
     policy = Exploring()
     run: list[bytes] = []
     begins: list[int] = []
     vehicles = 0
-    with TrafficSimulation(sumocfg, seed=3) as simulation, Forks(slots=1, timeout_s=120) as forks:
+    settings = SignalSettings(action_set=action_set)
+    with TrafficSimulation(sumocfg, seed=3, settings=settings) as simulation, Forks(slots=1, timeout_s=120) as forks:
         length = int(min(simulation.end - simulation.begin, 400))
         spacing = (length - 20) / max(points, 1)
         while len(run) < length + FAR_S:
@@ -159,6 +179,41 @@ def test_the_engine_gives_what_a_branch_for_each_action_gives(kind, name, future
     assert deviations, "the run never left the rollout policy"
     assert labels == expected
     assert any(future["yes"] != future["no"] for label in labels.values() for future in label)
+
+
+@pytest.mark.parametrize(("action_set", "futures"), [("skip", 1), ("choose", 1), ("choose", 2)])
+def test_the_engine_gives_what_a_branch_for_each_of_several_actions_gives(action_set, futures, tmp_path):
+    """On a light with eight greens; where any may follow, K open actions take K - 1 branches and a share of the run."""
+    horizon = RolloutSpec("delay_balance", 20, "network", futures)
+    policy, expected, labels, open_actions = Exploring(), dict[int, Any](), dict[int, Any](), []
+    with (
+        TrafficSimulation(
+            make_ring(tmp_path, duration=600), seed=1, settings=SignalSettings(action_set=action_set)
+        ) as simulation,
+        Counterfactuals(simulation, horizon, slots=2) as engine,
+    ):
+        started: list[Any] = []
+        start = engine._forks.start
+        engine._forks.start = lambda key, function: (started.append(key), start(key, function))[1]  # type: ignore
+        drive(simulation, policy, 60)
+        while len(expected) < 8:
+            due = simulation.due()
+            wanted = {}
+            for observation in due:
+                wanted[observation.junction_id] = len(expected)
+                expected[len(expected)] = simulate_actions(simulation, observation.junction_id, due, horizon)
+                open_actions.append(observation.choices)
+            taken = {o.junction_id: decision.action for o, decision in zip(due, policy.decide(due), strict=True)}
+            labels.update(engine.step(due, wanted, taken))
+        labels.update(engine.finish())
+    assert labels == expected
+    assert [tuple(future) for key in range(8) for future in labels[key]] == [
+        c for c in open_actions for _ in range(futures)
+    ]
+    assert any(len(set(future.values())) > 1 for label in labels.values() for future in label)
+    others = sum(len(choices) - 1 for choices in open_actions) * futures
+    assert others <= len(started) <= others + 8 * futures, "and one where the run leaves the rollout policy"
+    assert (max(map(len, open_actions)) > 3) == (action_set == "choose")
 
 
 def test_every_row_of_every_other_network_comes_out_again_in_a_fresh_process(suite, tmp_path):

@@ -20,7 +20,8 @@ from grpo.labels.run import label_run
 from grpo.labels.run_files import Journal, LabelledRun, LabelRun
 from grpo.merge import MergeConfig, merge
 from grpo.models.folder import PRETRAINED, SHIPPED
-from grpo.records import GRPODataEntry, advantage_of_extending, best_of, read_rows
+from grpo.records import GRPODataEntry, advantage_of, best_of, costs_of
+from grpo.rows import read_rows
 from grpo.simulator.network import scenario_digest
 from grpo.system.console import guarded
 from grpo.system.errors import DataError, SimulatorCrash, UnreliableError
@@ -65,8 +66,9 @@ def test_rows_are_complete(dataset):
     for row in rows:
         assert row.outcomes is not None
         assert set(row.outcomes) == {"yes", "no"}
-        assert row.advantage == advantage_of_extending(row.outcomes, {"delay_veh_s": 1.0})
-        assert row.best_action == best_of(row.advantage)
+        costs = costs_of(row.outcomes, {"delay_veh_s": 1.0})
+        assert row.advantage == advantage_of(costs) == costs["no"] - costs["yes"]
+        assert row.best_action == best_of(costs) == ("yes" if row.advantage >= 0 else "no")
         assert json.loads(row.prompt)["state"]["current_phase_id"] == row.current_phase_id
         assert row.min_green <= row.current_green_elapsed and row.can_extend
     assert {row.best_action for row in rows} == {"yes", "no"}

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from helpers.tiny import tiny_model, tiny_observation, tiny_rows, tiny_tokenizer, write_dataset
+from helpers.choosing import random_decider
+from helpers.tiny import rows_of, tiny_model, tiny_observation, tiny_rows, tiny_tokenizer, write_dataset
 
 from grpo import export as module
 from grpo.__main__ import main
@@ -22,10 +24,11 @@ from grpo.export import COIN_MARGIN, ExportConfig, adapter_of, compare, export
 from grpo.models.folder import SHIPPED, base_of, is_adapter, prompt_format_of, resolve_model
 from grpo.models.gguf_file import FileTokenizer, load_gguf
 from grpo.models.loading import load_for_inference, load_for_training
+from grpo.models.random_states import draw_states
 from grpo.models.saving import save_merged
 from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import PHASE_FIELDS, PromptFormat, ask
-from grpo.records import GRPODataEntry
+from grpo.records import ActionSet, GRPODataEntry
 from grpo.system.console import guarded
 from grpo.system.errors import ConfigError, DataError, ModelError, OutputError, UnreliableError
 from grpo.training import train_grpo
@@ -342,16 +345,69 @@ def test_a_tokenizer_that_gguf_has_no_name_for(random_model: Path, tmp_path: Pat
         module._vocabulary(model, tokenizer, "m")
 
 
+# Another action set
+
+
+@pytest.mark.parametrize("fmt", ["merged_16bit", "gguf"])
+@pytest.mark.parametrize("action_set", ["skip", "choose"])
+def test_a_model_of_another_action_set(
+    action_set: ActionSet, fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random_decider(action_set, tmp_path / "m")
+    folder = export(config(source, tmp_path / "out", fmt, max_differing=2))  # random weights: many a coin
+    assert prompt_format_of(folder) == PromptFormat("en", action_set=action_set)
+    gate = json.loads((folder / "manifest.json").read_text())["gate"]
+    assert (gate["states"], gate["prompts_read_differently"]) == (24, 0)
+    text = (folder / "README.md").read_text()
+    answer = '{"phase": "0"}' if action_set == "choose" else '{"extend": "no"}'
+    assert f"- action set: `{action_set}`\n" in text and f"`{answer}`" in text
+    assert "- `called`: vehicles in sight" in text and "- `red`: seconds since it was green" in text
+    example = json.loads((folder / "example.json").read_text())
+    if action_set == "choose":
+        best = max(example["probabilities"], key=example["probabilities"].__getitem__)
+        assert example["answer"] == f'{{"phase": "{best}"}}' and len(example["probabilities"]) > 1
+    else:
+        assert example["answer"] == f'{{"extend": "{"yes" if example["probability_of_yes"] >= 0.5 else "no"}"}}'
+    (state,) = draw_states(np.random.default_rng(42), 24, action_set)[:1]
+    assert example["messages"] == ask(state, PromptFormat("en", action_set=action_set))
+
+
+def test_the_states_are_of_the_models_action_set(tmp_path: Path) -> None:
+    source = random_decider("choose", tmp_path / "m")
+    write_dataset(tmp_path / "data" / "grpo_datasets", tiny_rows(8))
+    allowed: dict[str, Any] = {"max_differing": 24}
+    folder = export(config(source, tmp_path / "auto", **allowed))  # the rows that lie here are of another one
+    assert json.loads((folder / "manifest.json").read_text())["gate"]["states_from"] == "random, seed 42"
+    with pytest.raises(DataError, match=r"holds no rows of the action set choose; .*--dataset-path random"):
+        export(config(source, tmp_path / "out", dataset_path="data/grpo_datasets"))
+    write_dataset(tmp_path / "choices", rows_of("choose", 8))
+    folder = export(config(source, tmp_path / "rows", dataset_path="choices", **allowed))
+    assert json.loads((folder / "manifest.json").read_text())["gate"]["states_from"] == "choices"
+    with pytest.raises(ModelError, match="was taught the action set choose, not cycle"):
+        export(config(source, tmp_path / "out", action_set="cycle"))
+    assert not (tmp_path / "out").exists()
+
+
 # The gate
+
+
+def chances(of_yes: float) -> dict[str, float]:
+    """The probabilities of a state."""
+    return {"yes": of_yes, "no": 1 - of_yes}
 
 
 def test_decisions_are_compared() -> None:
     near = COIN_MARGIN / 2
-    found = compare([0.9, 0.1, 0.5 + near, 0.5 - near, 0.52], [0.8, 0.2, 0.4, 0.5 - near, 0.49])
+    source = [0.9, 0.1, 0.5 + near, 0.5 - near, 0.52]
+    found = compare(*(list(map(chances, column)) for column in (source, [0.8, 0.2, 0.4, 0.5 - near, 0.49])))
     assert (found.states, found.differing, found.differing_near_coin) == (5, 1, 1)
     assert found.largest_difference == pytest.approx(0.1 + near)
-    broken = compare([0.9, 0.5], [float("nan"), 0.5])
+    broken = compare([chances(0.9), chances(0.5)], [None, chances(0.5)])
     assert (broken.differing, broken.largest_difference) == (1, None)
+    three = {"0": 0.4, "2": 0.35, "6": 0.25}
+    assert compare([three], [three | {"0": 0.3, "6": 0.35}]).differing == 1
+    level = {"0": 0.398, "2": 0.402, "6": 0.2}
+    assert compare([level], [{"0": 0.402, "2": 0.398, "6": 0.2}]).differing_near_coin == 1
 
 
 @pytest.mark.parametrize("fmt", ["merged_16bit", "gguf", "adapter"])
@@ -468,12 +524,12 @@ def test_recorded_states_are_taken_where_they_are(
     random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert module._states(config(random_model, tmp_path))[1] == "random, seed 42"
+    assert module._states(config(random_model, tmp_path), "cycle")[1] == "random, seed 42"
     write_dataset(tmp_path / "data" / "grpo_datasets", tiny_rows(30))
-    states, origin = module._states(config(random_model, tmp_path))
+    states, origin = module._states(config(random_model, tmp_path), "cycle")
     assert (len(states), origin) == (24, "data/grpo_datasets")
-    assert states == module._states(config(random_model, tmp_path))[0]
-    assert module._states(config(random_model, tmp_path, dataset_path="random"))[1] == "random, seed 42"
+    assert states == module._states(config(random_model, tmp_path), "cycle")[0]
+    assert module._states(config(random_model, tmp_path, dataset_path="random"), "cycle")[1] == "random, seed 42"
 
 
 # The card

@@ -26,7 +26,7 @@ from helpers.networks import make_cross, make_pair
 from helpers.processes import branches, descendants, eventually, holders, listening, naming, workers
 
 from grpo.labels.replay import simulate_rows
-from grpo.records import read_rows
+from grpo.rows import read_rows
 
 pytestmark = pytest.mark.slow
 

@@ -93,6 +93,20 @@ def test_every_config_loads_and_every_line_that_chooses_says_why(tmp_path: Path)
         made.add(values["output_dir"])
 
 
+@pytest.mark.parametrize("action_set", ["skip", "choose"])
+def test_the_action_set_reaches_every_step_that_takes_one(action_set, tmp_path: Path) -> None:
+    usual = settings_of(REPORT)
+    found = {
+        step.name: yaml.safe_load(step.text)
+        for step in fitted_steps(InitConfig(output_dir="mine", action_set=action_set), REPORT)
+    }
+    assert {name for name, settings in found.items() if settings.get("action_set") == action_set} == {
+        "1_generate", "4_train", "5_evaluate"
+    }  # fmt: skip
+    own = {name: {key: value for key, value in found[name].items() if key != "action_set"} for name in found}
+    assert own == usual
+
+
 def test_nobody_asked_is_nothing_to_learn_and_a_scenario_without_an_end_counts_as_an_hour() -> None:
     with pytest.raises(ScenarioError, match="no light was asked within 120 s, so there is nothing to learn"):
         Pace.of(replace(REPORT, run=replace(RUN, decisions=0)))

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from helpers.choosing import random_decider
 from helpers.networks import make_cross, make_pair
 
 from grpo.__main__ import main as grpo
@@ -19,7 +20,8 @@ from grpo.labels.counterfactual import Counterfactuals, RolloutSpec, drive, simu
 from grpo.labels.replay import simulate_rows
 from grpo.models.folder import PRETRAINED, SHIPPED
 from grpo.policies.language_model import LanguageModelPolicy
-from grpo.records import GRPODataEntry, read_rows
+from grpo.records import ActionSet, GRPODataEntry
+from grpo.rows import read_rows
 from grpo.sumo_interface import TrafficSimulation
 from grpo.system.console import guarded
 
@@ -126,3 +128,26 @@ def test_a_model_that_cannot_drive_is_refused_before_anything_is_written(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("action_set", ["skip", "choose"])
+def test_a_model_drives_and_judges_where_greens_need_not_follow_the_cycle(
+    action_set: ActionSet, scenario: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = str(random_decider(action_set, tmp_path / "model"))
+    policies = {"rollout_policy": model, "behaviour_policy": model, "action_set": action_set}
+    assert make_data(scenario, tmp_path / "one", **policies) == make_data(scenario, tmp_path / "two", **policies)
+    rows = rows_of(tmp_path / "one")
+    assert rows and all(row.action_set == action_set and set(row.outcomes or ()) == {*row.choices} for row in rows)
+    command = [
+        "generate",
+        "--scenarios",
+        str(scenario),
+        "--output-dir",
+        str(tmp_path / "no"),
+        "--rollout-policy",
+        model,
+    ]
+    assert guarded(grpo, command) == 2  # of a cycle, by default
+    assert f"was taught the action set {action_set}, not cycle; run with --action-set" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from grpo.__main__ import main
 from grpo.config import GRPOConfig
 from grpo.merge import MergeConfig, merge
-from grpo.records import GRPODataEntry, read_rows, row_to_json
+from grpo.records import GRPODataEntry, row_to_json
+from grpo.rows import read_rows
 from grpo.simulator.signals import SignalSettings
 from grpo.system.console import guarded
 from grpo.system.files import make_folder, write_json

@@ -6,17 +6,19 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers.tiny import tiny_rows
+from helpers.tiny import tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
+from grpo.inputs import inputs_of
 from grpo.learning.checkpoints import checkpoint_to_resume, newest_checkpoint
 from grpo.models import loading as module
-from grpo.models.folder import SHIPPED, prompt_format_of, resolve_model
+from grpo.models.folder import SHIPPED, action_set_of, prompt_format_of, resolve_model
 from grpo.models.loading import (
     choose_backend,
     choose_optimizer,
@@ -26,6 +28,7 @@ from grpo.models.loading import (
 from grpo.models.saving import save_merged
 from grpo.policies.torch_scorer import make_policy
 from grpo.prompt_builder import PromptFormat, build_messages
+from grpo.records import ActionSet
 from grpo.system.errors import ConfigError, ModelError, OutputError
 from grpo.system.files import disk_errors
 
@@ -87,6 +90,37 @@ def test_a_missing_shipped_model_says_what_to_do(name: str, tmp_path: Path, monk
     monkeypatch.setitem(SHIPPED, name, tmp_path)
     with pytest.raises(ModelError, match="make pretrained"):
         resolve_model(name)
+
+
+@pytest.mark.parametrize("action_set", ["skip", "choose"])
+def test_a_shipped_name_stands_for_a_model_of_each_action_set(
+    action_set: ActionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo.models.folder._SHIPPED", tmp_path)
+    for name in SHIPPED:
+        command = f"`grpo base-model --action-set {action_set} --output-dir model/base_{action_set}`"
+        with pytest.raises(ModelError, match=f"^{name}: no such model is shipped for .* {action_set} yet; .*{command}"):
+            resolve_model(name, action_set)
+        assert action_set_of(name) is None
+        folder = tmp_path / f"{name}-{action_set}"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        assert resolve_model(name, action_set) == str(folder)
+        assert resolve_model(name) == str(SHIPPED[name])
+
+
+def test_what_a_shipped_name_reads_is_what_it_can_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo.models.folder._SHIPPED", tmp_path / "shipped")
+    write_dataset(tmp_path / "data", tiny_rows(2))
+    config = GRPOTrainingConfig(model_path="base", dataset_path=str(tmp_path / "data"))
+    before = inputs_of(config)
+    assert before == inputs_of(replace(config, action_set="cycle"))
+    folder = tmp_path / "shipped" / "base-choose"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert inputs_of(config)["model_path"] != before["model_path"]  # the rows say which one it is
+    assert inputs_of(replace(config, action_set="cycle")) == before
+    assert inputs_of(replace(config, action_set="choose"))["model_path"] != before["model_path"]
 
 
 # Which backend

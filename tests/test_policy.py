@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.choosing import random_decider
 from helpers.tiny import tiny_observation
 
 from grpo.models.answer_tokens import decision_tokens
-from grpo.models.folder import SHIPPED, write_prompt_format
+from grpo.models.folder import SHIPPED, action_set_of, write_prompt_format
 from grpo.models.loading import load_for_inference
 from grpo.models.numpy_qwen2 import CHAT_TEMPLATE
 from grpo.models.random_states import draw_states
 from grpo.policies.language_model import FALLBACK, LanguageModelPolicy, light_policy
 from grpo.policies.rules import RULE_POLICIES, make_rule_policy
 from grpo.policies.torch_scorer import TorchScorer, make_policy
-from grpo.prompt_builder import DEFAULT_FIELDS, PromptFormat, as_conversation, ask, parse_answer, question
+from grpo.prompt_builder import DEFAULT_FIELDS, PromptFormat, as_conversation, ask, parse_answer, question, words_of
 from grpo.records import Decision, Observation
 from grpo.system.errors import ModelError
 
@@ -50,6 +51,16 @@ def around(scorer: TorchScorer, model: Any) -> LanguageModelPolicy:
     return LanguageModelPolicy(copy, PromptFormat())
 
 
+def chances_of_yes(policy: LanguageModelPolicy, states: list[Observation]) -> list[float]:
+    """The probability of ``yes`` in each state."""
+    return [found["yes"] for found in policy.probabilities(states) if found is not None]
+
+
+def numbers(scores: list[list[float]]) -> Any:
+    """Logits of several questions, to be compared."""
+    return pytest.approx(np.array(scores), abs=1e-4)
+
+
 def test_the_branch_is_where_the_answers_part(scorer: TorchScorer, random_model: Path) -> None:
     assert scorer.tokenizer.decode(scorer._answer_start) == '{"extend": "'
     assert [scorer.tokenizer.decode([token]) for token in scorer._decision_tokens] == ["yes", "no"]
@@ -61,8 +72,10 @@ def test_the_branch_is_where_the_answers_part(scorer: TorchScorer, random_model:
 def test_a_batch_decides_as_each_alone(policy: LanguageModelPolicy, states: list[Observation]) -> None:
     together = policy.decide(states)
     assert together == [policy.decide([state])[0] for state in states] == policy.decide(states)
-    alone = [policy.probabilities([state])[0] for state in states]
-    assert policy.probabilities(states) == pytest.approx(alone, abs=1e-4)
+    alone = [yes for state in states for yes in chances_of_yes(policy, [state])]
+    assert chances_of_yes(policy, states) == pytest.approx(alone, abs=1e-4)
+    likelier = [max(yes, 1 - yes) for yes in chances_of_yes(policy, states)]
+    assert [decision.probability for decision in together] == pytest.approx(likelier)
     assert policy.decide([]) == []
     assert policy.fallbacks == 0
 
@@ -73,7 +86,7 @@ def test_decisions_are_those_of_greedy_generation(
     for state, decision in zip(states, policy.decide(states), strict=True):
         prompt = scorer.tokenizer.apply_chat_template(ask(state), add_generation_prompt=True, return_tensors="pt")
         answer = scorer.model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-        assert parse_answer(scorer.tokenizer.decode(answer, skip_special_tokens=True)).action == decision.action
+        assert parse_answer(scorer.tokenizer.decode(answer, skip_special_tokens=True)).word == decision.action
 
 
 def test_a_model_that_raises_leaves_the_rule_to_decide(
@@ -108,7 +121,7 @@ def test_only_the_observations_without_finite_logits_fall_back(
     spoiled = around(scorer, Spoiled())
     decisions, undisturbed = spoiled.decide(states), policy.decide(states)
     assert spoiled.fallbacks == Spoiled.calls
-    fallen = [place for place, p in enumerate(spoiled.probabilities(states)) if p != p]
+    fallen = [place for place, found in enumerate(spoiled.probabilities(states)) if found is None]
     assert len(fallen) == spoiled.fallbacks < len(states)
     for place in range(len(states)):
         rule = make_rule_policy(FALLBACK, seed=0).decide([states[place]])[0]
@@ -159,24 +172,26 @@ def parts(request: pytest.FixtureRequest, random_model: Path, monkeypatch: pytes
     return model, tokenizer
 
 
-def bare(parts: tuple[Any, Any], scorer: TorchScorer, text: str) -> float:
-    """The probability by the plainest way: one whole prompt at a time, all logits."""
+def bare(parts: tuple[Any, Any], scorer: TorchScorer, text: str) -> list[float]:
+    """The logits by the plainest way: one whole prompt at a time, all logits."""
     model, tokenizer = parts
     prompt = tokenizer.apply_chat_template(as_conversation(text), add_generation_prompt=True, tokenize=False)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + scorer._answer_start
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-    return float(logits[list(scorer._decision_tokens)].softmax(-1)[0])
+    found: list[float] = logits[list(scorer._decision_tokens)].tolist()
+    return found
 
 
 def test_a_shared_beginning_changes_no_number(parts: tuple[Any, Any], states: list[Observation]) -> None:
     asked = [question(state) for state in states]
     shared, whole = TorchScorer(*parts), TorchScorer(*parts, share_prefix=False)
     expected = [bare(parts, shared, text) for text in asked]
-    assert max(expected) - min(expected) > 0.05
-    assert whole(asked) == pytest.approx(expected, abs=1e-5)
+    ahead = [yes - no for yes, no in expected]
+    assert max(ahead) - min(ahead) > 0.2
+    assert whole(asked) == numbers(expected)
     for _ in range(2):
-        assert shared(asked) == pytest.approx(expected, abs=1e-5)  # and the first call left nothing behind
-    assert shared(asked[::-1]) == pytest.approx(expected[::-1], abs=1e-5)
+        assert shared(asked) == numbers(expected)  # and the first call left nothing behind
+    assert shared(asked[::-1]) == numbers(expected[::-1])
     short, long = watch(shared), watch(whole)
     shared(asked[:1]), whole(asked[:1])
     assert len(shared.prefix) > 3
@@ -198,10 +213,10 @@ def test_chunks_change_no_number(
     asked = [question(state) for state in states]
     one, alone, some = (TorchScorer(*parts, chunk_tokens=tokens) for tokens in (10**6, 1, 900))
     expected = one(asked)
-    assert alone(asked) == pytest.approx(expected, abs=1e-5)
+    assert alone(asked) == numbers(expected)
     monkeypatch.setattr("grpo.policies.torch_scorer._BLOCK", 10)
     watched = watch(some)
-    assert some(asked) == pytest.approx(expected, abs=1e-5)
+    assert some(asked) == numbers(expected)
     assert sum(rows for rows, _ in watched.tokens) == len(asked)
     assert 3 < len(watched.tokens) < len(asked)
     widths = [width for _, width in watched.tokens]
@@ -218,10 +233,10 @@ def test_a_prompt_that_begins_otherwise_is_scored_whole(parts: tuple[Any, Any], 
     scorer = TorchScorer(*parts)
     expected = [bare(parts, scorer, text) for text in asked]
     watched = watch(scorer)
-    assert scorer(asked) == pytest.approx(expected, abs=1e-5)
+    assert scorer(asked) == numbers(expected)
     assert sum(rows for rows, _ in watched.tokens) == len(asked)
     lost = TorchScorer(*parts, PromptFormat("zh"))  # none begins as it expects
-    assert lost(asked) == pytest.approx(expected, abs=1e-5)
+    assert lost(asked) == numbers(expected)
 
 
 def test_a_full_memory_halves_the_chunks_and_goes_on(
@@ -231,8 +246,8 @@ def test_a_full_memory_halves_the_chunks_and_goes_on(
     asked = [question(state) for state in states]
     tight = TorchScorer(*parts, chunk_tokens=1000)
     watched = watch(tight, room=600)
-    assert tight(asked) == pytest.approx(scorer(asked), abs=1e-5)
-    assert tight(asked) == pytest.approx(scorer(asked), abs=1e-5)
+    assert tight(asked) == numbers(scorer(asked))
+    assert tight(asked) == numbers(scorer(asked))
     assert sum(rows * width > 600 for rows, width in watched.tokens) == 1
     assert [record.message for record in caplog.records] == [
         "the GPU's memory is full; going on with 500 tokens at once"
@@ -260,13 +275,14 @@ def test_a_model_is_asked_in_the_form_that_it_was_taught(tmp_path: Path, states:
 @pytest.mark.parametrize(
     "card",
     ["{", "[]", '{"prompt_language": "en"}', '{"prompt_language": "fr", "prompt_fields": ["queue"]}',
-     '{"prompt_language": "en", "prompt_fields": ["queue", "horses"]}'],
+     '{"prompt_language": "en", "prompt_fields": ["queue", "horses"]}',
+     '{"prompt_language": "en", "prompt_fields": ["queue"], "action_set": "dance"}'],
 )  # fmt: skip
 def test_a_form_that_cannot_be_asked_in_is_refused(tmp_path: Path, card: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(SHIPPED["base"], folder)
     (folder / "scu_tsc.json").write_text(card)
-    with pytest.raises(ModelError, match=r"scu_tsc\.json: prompt_.*train the model again"):
+    with pytest.raises(ModelError, match=r"scu_tsc\.json: (prompt_|action_set: no 'dance').*train the model again"):
         make_policy(str(folder), seed=0)
 
 
@@ -284,7 +300,7 @@ def test_small_models_run_without_torch_and_others_with_it(random_model: Path, s
         light_policy(str(random_model), seed=0)
     again = make_policy("pretrained", seed=0, device="cpu")
     assert isinstance(again, LanguageModelPolicy)
-    assert small.probabilities(states) == pytest.approx(again.probabilities(states), abs=1e-4)
+    assert chances_of_yes(small, states) == pytest.approx(chances_of_yes(again, states), abs=1e-4)
 
 
 def test_policies_by_name(random_model: Path) -> None:
@@ -294,3 +310,57 @@ def test_policies_by_name(random_model: Path) -> None:
     assert make_policy(str(random_model), seed=1).decide([state])[0].action in ("yes", "no")
     with pytest.raises(ModelError, match=r"max_pressure, queue_pressure.*no such model folder"):
         make_policy("max_presure", seed=1)
+
+
+# ---------------------------------------------------------------------- any phase may follow
+
+
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that is asked which phase is next."""
+    return random_decider("choose", tmp_path_factory.mktemp("choosing") / "model")
+
+
+def test_the_best_of_the_open_phases_is_taken(choosing: Path) -> None:
+    states = draw_states(np.random.default_rng(7), 60, "choose")
+    small, torch_ = (make_policy(str(choosing), seed=0, device=device) for device in ("auto", "cpu"))
+    assert isinstance(small, LanguageModelPolicy) and isinstance(torch_, LanguageModelPolicy)
+    assert isinstance(torch_._scorer, TorchScorer) and not isinstance(small._scorer, TorchScorer)
+    assert torch_._scorer.tokenizer.decode(torch_._scorer._answer_start) == '{"phase": "'
+    assert [torch_._scorer.tokenizer.decode([token]) for token in torch_._scorer._decision_tokens] == list("0123456789")
+    decided = small.decide(states)
+    assert decided == torch_.decide(states)
+    for state, decision, chances, scores in zip(
+        states, decided, small.probabilities(states), small._scorer([question(s, small.prompt_format) for s in states]),
+        strict=True,
+    ):  # fmt: skip
+        assert chances is not None and tuple(chances) == state.choices and sum(chances.values()) == pytest.approx(1)
+        assert decision.action in state.choices and decision.probability == max(chances.values())
+        best = max(words_of(state).items(), key=lambda choice: scores[int(choice[1])])
+        assert decision.action == best[0]
+    assert len({words_of(state)[one.action] for state, one in zip(states, decided, strict=True)}) > 2
+    assert small.fallbacks == torch_.fallbacks == 0
+
+
+def test_a_model_is_asked_about_its_own_action_set_alone(choosing: Path, states: list[Observation]) -> None:
+    policy = make_policy(str(choosing), seed=0)
+    with pytest.raises(
+        ModelError, match=r"taught the action set choose and is asked about cycle; .*--action-set choose"
+    ):
+        policy.decide(states)
+    assert policy.fallbacks == 0  # no rule decides in its place
+    for load in (make_policy, light_policy):
+        with pytest.raises(ModelError, match=r"model: was taught the action set choose, not skip; run with"):
+            load(str(choosing), seed=0, action_set="skip")  # type: ignore[operator]
+    assert make_policy(str(choosing), seed=0, action_set="choose").fallbacks == 0
+    assert [action_set_of(name) for name in (str(choosing), "pretrained", "delay_balance")] == ["choose", None, None]
+    assert action_set_of(str(SHIPPED["base"])) == "cycle"
+
+
+def test_a_model_of_which_nothing_says_what_it_was_taught_is_asked_what_is_wanted(
+    random_model: Path, states: list[Observation]
+) -> None:
+    policy = make_policy(str(random_model), seed=0, action_set="choose")
+    (state,) = draw_states(np.random.default_rng(0), 1, "choose")
+    assert policy.decide([state])[0].action in state.choices and policy.fallbacks == 0
+    assert make_policy(str(random_model), seed=0).decide(states[:1])[0].action in ("yes", "no")

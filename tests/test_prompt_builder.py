@@ -11,30 +11,34 @@ import sys
 from typing import Any, get_args
 
 import pytest
-from helpers.tiny import phase_metrics
+from helpers.tiny import choose_row, phase_metrics, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.prompt_builder import (
+    ACTION_SETS,
     ANSWERS,
+    CHANGE_FIELDS,
     DEFAULT_FIELDS,
     DEFAULT_FORMAT,
-    DEFAULT_PARTIAL_REGEX,
+    PARTIAL_REGEX,
     PHASE_FIELDS,
     Language,
     ParsedAnswer,
     PromptFormat,
+    answers_of,
     ask,
     build_messages,
     build_prompt,
     format_of,
     parse_answer,
     system_prompt,
+    words_of,
 )
-from grpo.records import ACTIONS, Observation, PhaseMetrics
+from grpo.records import ACTIONS, ActionSet, Observation, PhaseMetrics, observation_of
 
 counts = st.integers(0, 500)
-metrics = st.builds(PhaseMetrics, *[counts] * len(dataclasses.fields(PhaseMetrics)))
+metrics = st.builds(PhaseMetrics, *[counts] * len(PHASE_FIELDS))
 LANGUAGES = get_args(Language)
 some_fields = st.lists(st.sampled_from(list(PHASE_FIELDS)), min_size=1, unique=True).map(tuple)
 prompt_formats = st.builds(PromptFormat, st.sampled_from(LANGUAGES), some_fields)
@@ -91,8 +95,9 @@ def test_neither_the_name_of_a_light_nor_the_hour_is_in_the_prompt(seen: Observa
 
 
 def test_every_field_of_a_phase_can_be_told_and_the_default_is_some_of_them() -> None:
-    assert set(PHASE_FIELDS) == {field.name for field in dataclasses.fields(PhaseMetrics)}
-    assert all(set(meanings) == set(LANGUAGES) and all(meanings.values()) for meanings in PHASE_FIELDS.values())
+    known = PHASE_FIELDS | CHANGE_FIELDS
+    assert set(known) == {field.name for field in dataclasses.fields(PhaseMetrics)}
+    assert all(set(meanings) == set(LANGUAGES) and all(meanings.values()) for meanings in known.values())
     assert set(DEFAULT_FIELDS) <= set(PHASE_FIELDS)
     assert PromptFormat("en", DEFAULT_FIELDS) == DEFAULT_FORMAT and DEFAULT_FORMAT.problems() == []
     assert build_prompt(TWO_GREENS) == build_prompt(TWO_GREENS, DEFAULT_FIELDS)
@@ -153,9 +158,41 @@ def test_system_prompt_explains_what_the_prompt_holds_and_no_more(prompt_format:
         assert explained == (name in prompt_format.fields), name
     for key in (*document, *document["state"]):
         assert key in text
-    for answer in ANSWERS.values():
+    for answer in ANSWERS["cycle"].values():
         assert answer in text
     assert "FIELDS" not in text and text.endswith("\n")
+
+
+@pytest.mark.parametrize("action_set", ACTION_SETS)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_instruction_of_each_action_set_explains_what_its_prompts_hold(language: Any, action_set: ActionSet) -> None:
+    prompt_format = PromptFormat(language, ("queue", "wait"), action_set)
+    text = system_prompt(prompt_format)
+    for row in rows_of(action_set, 12):
+        seen = observation_of(row)
+        document = json.loads(build_prompt(seen, prompt_format.fields))
+        told = next(iter(document["state"]["phase_metrics_by_id"].values()))
+        for key in (*document, *document["state"], *told):
+            assert key in text
+        assert format_of(ask(seen, prompt_format)[0]["content"]) == prompt_format
+    assert next(iter(ANSWERS[action_set].values())) in text or action_set != "choose"
+    others = [PromptFormat(language, ("queue", "wait"), other) for other in ACTION_SETS if other != action_set]
+    assert not any(text.startswith(system_prompt(other)) or system_prompt(other).startswith(text) for other in others)
+
+
+def test_phases_of_a_choice_are_called_by_their_numbers_in_the_prompt() -> None:
+    """The current one is 0; those that nobody calls are left out; those that may not follow now have numbers too."""
+    seen = observation_of(choose_row(0, {"g1": 5.0, "g4": 7.0}, called=(0, 3, 0, 2, 1)))
+    state = json.loads(build_prompt(seen))["state"]
+    assert list(state["phase_metrics_by_id"]) == ["0", "1", "2", "3"]
+    assert [told["called"] for told in state["phase_metrics_by_id"].values()] == [0, 3, 2, 1]
+    assert state["choices"] == ["1", "3"] and "current_phase_id" not in state
+    assert words_of(seen) == {"g1": "1", "g4": "3"}
+    assert answers_of(seen) == {"g1": '{"phase": "1"}', "g4": '{"phase": "3"}'}
+    assert "g1" not in build_prompt(seen)
+    for action_set in ("cycle", "skip"):
+        for row in rows_of(action_set, 2):  # type: ignore[arg-type]
+            assert answers_of(observation_of(row)) == {"yes": '{"extend": "yes"}', "no": '{"extend": "no"}'}
 
 
 def test_system_prompts_are_in_their_languages() -> None:
@@ -311,40 +348,94 @@ INVALID = [
     "[" * 100_000,
     "9" * 10_000,
 ]
+STRICT_CHOICE = {
+    '{"phase": "0"}': "0",
+    '{"phase":"9"}': "9",
+    ' \n\t{ "PHASE"\n:\t" 3 " }\r\n ': "3",
+    '{"\\u0070hase": "2"}': "2",
+}
+PARTIAL_CHOICE = {
+    '```json\n{"phase": "1"}\n```': "1",
+    '应放行相位：{"phase": "2"}。': "2",
+    "phase: 4": "4",
+    "PHASE = 7.": "7",
+    "{'phase': '5'}": "5",
+    '{"phase": 3}': "3",
+    '{"phase": "1", "why": "queue"}': "1",
+    '{"phase": "1"} {"phase": "1"}': "1",
+    '{"phase": "6"': "6",
+}
+INVALID_CHOICE = [
+    "",
+    "3",
+    '"3"',
+    "phase",
+    '{"phase": "10"}',
+    '{"phase": "01"}',
+    '{"phase": "-1"}',
+    '{"phase": "g1"}',
+    '{"phase": "yes"}',
+    '{"phase": 1.5}x phase: 12',
+    '{"phase": null}',
+    '{"phase": ["1"]}',
+    '{"phases": "1"}',
+    '{"extend": "yes"}',
+    '{"phase": "1"} or {"phase": "2"}',
+    '{"phase": "1", "phase": "2"}',
+    "{" * 100_000,
+    "phase: " + "9" * 10_000,
+]
+TABLE: dict[ActionSet, tuple[dict[str, str], dict[str, str], list[str]]] = {
+    "cycle": (STRICT, PARTIAL, INVALID),
+    "skip": (STRICT, PARTIAL, INVALID),
+    "choose": (STRICT_CHOICE, PARTIAL_CHOICE, INVALID_CHOICE),
+}
 
 
-@pytest.mark.parametrize(("text", "action"), STRICT.items())
-def test_strict_answers(text: str, action: Any) -> None:
-    assert parse_answer(text) == ParsedAnswer("strict", action)
+def of_each(place: int) -> list[Any]:
+    """A part of the table, each text with its action set and, where it has one, its word."""
+    return [
+        pytest.param(action_set, *(pair if isinstance(pair, tuple) else (pair,)), id=f"{action_set}-{str(pair)[:40]!r}")
+        for action_set, parts in TABLE.items()
+        for pair in (parts[place].items() if isinstance(parts[place], dict) else parts[place])  # type: ignore[union-attr]
+    ]
 
 
-@pytest.mark.parametrize(("text", "action"), PARTIAL.items())
-def test_partial_answers(text: str, action: Any) -> None:
-    assert parse_answer(text) == ParsedAnswer("partial", action)
+@pytest.mark.parametrize(("action_set", "text", "word"), of_each(0))
+def test_strict_answers(action_set: ActionSet, text: str, word: str) -> None:
+    assert parse_answer(text, action_set=action_set) == ParsedAnswer("strict", word)
 
 
-@pytest.mark.parametrize("text", INVALID, ids=lambda text: repr(text[:40]))
-def test_invalid_answers(text: str) -> None:
-    assert parse_answer(text) == ParsedAnswer("invalid", None)
+@pytest.mark.parametrize(("action_set", "text", "word"), of_each(1))
+def test_partial_answers(action_set: ActionSet, text: str, word: str) -> None:
+    assert parse_answer(text, action_set=action_set) == ParsedAnswer("partial", word)
+
+
+@pytest.mark.parametrize(("action_set", "text"), of_each(2))
+def test_invalid_answers(action_set: ActionSet, text: str) -> None:
+    assert parse_answer(text, action_set=action_set) == ParsedAnswer("invalid", None)
 
 
 def test_exact_answers_are_strict() -> None:
-    assert {action: parse_answer(ANSWERS[action]) for action in ACTIONS} == {
-        action: ParsedAnswer("strict", action) for action in ACTIONS
-    }
+    for action_set, answers in ANSWERS.items():
+        for word, answer in answers.items():
+            assert parse_answer(answer, action_set=action_set) == ParsedAnswer("strict", word)
+    assert list(ANSWERS["cycle"]) == list(ANSWERS["skip"]) == list(ACTIONS)
+    assert parse_answer(ANSWERS["cycle"]["no"]) == ParsedAnswer("strict", "no"), "a cycle unless it is said"
 
 
 pieces = st.sampled_from(
-    [*STRICT, *PARTIAL, *INVALID[:-3], *("yes", "no", ":", "{", "}", "[", "]", "\"", "\\", "\u0130", "\ud800", "\0")]
+    [*STRICT, *PARTIAL, *INVALID[:-3], *STRICT_CHOICE, *PARTIAL_CHOICE, *INVALID_CHOICE[:-2],
+     *("yes", "no", ":", "{", "}", "[", "]", "\"", "\\", "\u0130", "\ud800", "\0")]
 )  # fmt: skip
 
 
-@given(st.text() | st.lists(pieces | st.text(max_size=3), max_size=8).map("".join))
-def test_parser_never_raises_and_level_tells_whether_there_is_an_action(text: str) -> None:
-    parsed = parse_answer(text)
-    assert parsed == parse_answer(text)
-    assert (parsed.level == "invalid") == (parsed.action is None)
-    assert parsed.action in ("yes", "no", None)
+@given(st.text() | st.lists(pieces | st.text(max_size=3), max_size=8).map("".join), st.sampled_from(ACTION_SETS))
+def test_parser_never_raises_and_level_tells_whether_there_is_a_word(text: str, action_set: ActionSet) -> None:
+    parsed = parse_answer(text, action_set=action_set)
+    assert parsed == parse_answer(text, action_set=action_set)
+    assert (parsed.level == "invalid") == (parsed.word is None)
+    assert parsed.word in (*ANSWERS[action_set], None)
 
 
 json_values = st.recursive(
@@ -362,15 +453,15 @@ def test_strict_is_the_object_with_the_one_key_and_nothing_else(value: Any) -> N
 
 @given(st.sampled_from(ACTIONS), st.text(), st.text())
 def test_text_around_an_answer_never_turns_it_into_the_other(action: Any, before: str, after: str) -> None:
-    parsed = parse_answer(before + ANSWERS[action] + after)
-    assert parsed.action in (action, None)
+    parsed = parse_answer(before + ANSWERS["cycle"][action] + after)
+    assert parsed.word in (action, None)
     assert parsed.level in ("strict" if not (before + after).strip() else "partial", "partial", "invalid")
 
 
 @given(st.sampled_from(["yes", "no"]), st.text(max_size=10))
 def test_both_decisions_are_invalid_in_any_order(first: Any, between: str) -> None:
     other = "no" if first == "yes" else "yes"
-    assert parse_answer(ANSWERS[first] + between + ANSWERS[other]).level == "invalid"  # type: ignore[index]
+    assert parse_answer(ANSWERS["skip"][first] + between + ANSWERS["skip"][other]).level == "invalid"
 
 
 def test_configured_regex_finds_other_partial_answers() -> None:
@@ -378,8 +469,9 @@ def test_configured_regex_finds_other_partial_answers() -> None:
     assert parse_answer("决定：no", regex) == ParsedAnswer("partial", "no")
     assert parse_answer("决定：no 决定：yes", regex).level == "invalid"
     assert parse_answer('so {"extend": "no"}', regex).level == "invalid"
-    assert parse_answer(ANSWERS["no"], regex) == ParsedAnswer("strict", "no")
-    assert re.compile(DEFAULT_PARTIAL_REGEX).groups == 1
+    assert parse_answer(ANSWERS["cycle"]["no"], regex) == ParsedAnswer("strict", "no")
+    assert parse_answer("so 3", r"so (\d)", "choose") == ParsedAnswer("partial", "3")
+    assert [re.compile(one).groups for one in PARTIAL_REGEX.values()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -392,4 +484,4 @@ def test_configured_regex_finds_other_partial_answers() -> None:
     ],
 )
 def test_a_group_that_holds_nothing_or_another_word_is_no_decision(regex: str, text: str, action: Any) -> None:
-    assert parse_answer(text, regex).action == action
+    assert parse_answer(text, regex).word == action

@@ -114,10 +114,11 @@ class TestRecording:
         assert recordings["actuated"]["decisions"] == [] and recordings["actuated"]["instruction"] is None
         model = recordings["pretrained"]
         assert model["instruction"] == system_prompt()
-        for second, light, phase, answer, probability, prompt in model["decisions"]:
+        for second, light, phase, answer, probability, prompt, written, phases in model["decisions"]:
             state = json.loads(prompt)["state"]
             assert state["current_phase_id"] == phase and light in ("A", "B") and second < model["seconds"]
-            assert answer == ("yes" if probability >= 0.5 else "no")
+            assert probability >= 0.5 and json.loads(written) == {"extend": answer} and phases is None
+        assert {row[3] for row in model["decisions"]} == {"yes", "no"}
         rule = recordings["max_pressure"]
         assert rule["instruction"] is None and {row[4] for row in rule["decisions"]} == {None}
 
@@ -125,7 +126,8 @@ class TestRecording:
         model = recordings["pretrained"]
         assert model["horizon"]["share"] == 1
         assert [row[:2] for row in model["futures"]] == [row[:2] for row in model["decisions"]]
-        assert all(len(figures) == 4 for row in model["futures"] for figures in row[2:])
+        assert {tuple(answer for answer, _ in futures) for _, _, futures in model["futures"]} == {("yes", "no")}
+        assert all(len(figures) == 4 for *_, futures in model["futures"] for _, figures in futures)
 
     def test_the_worst_decisions_are_the_dearest(self, recordings: dict[str, dict[str, Any]]) -> None:
         for policy in ("max_pressure", "pretrained"):
@@ -133,17 +135,17 @@ class TestRecording:
             given = {(second, light): answer for second, light, _, answer, *_ in recording["decisions"]}
             costs = [
                 round(extend[0] - end[0] if given[second, light] == "yes" else end[0] - extend[0], 1)
-                for second, light, extend, end in recording["futures"]
+                for second, light, ((_, extend), (_, end)) in recording["futures"]
             ]
             dearest = sorted((cost for cost in costs if cost > 0), reverse=True)[:10]
             assert [worst["cost"] for worst in recording["worst"]] == pytest.approx(dearest, abs=0.11)
             for worst in recording["worst"]:
-                assert {*worst["futures"]} == {"yes", "no"}
-                for future in worst["futures"].values():
+                assert [answer for answer, _ in worst["futures"]] == ["yes", "no"]
+                for _, future in worst["futures"]:
                     assert len(future["delay"]) == recording["horizon"]["seconds"] + 1
                     assert future["delay"][-1] == pytest.approx(future["outcome"][0], abs=2.5)  # each second is rounded
                     assert future["tracks"] and future["signals"][0] == 0
-                now = {answer: future["signals"][1] for answer, future in worst["futures"].items()}
+                now = {answer: future["signals"][1] for answer, future in worst["futures"]}
                 assert "y" not in now["yes"] and "y" in now["no"]
 
     def test_arrivals_stand_and_pass_in_order(self, recordings: dict[str, dict[str, Any]]) -> None:
@@ -176,13 +178,16 @@ def without_latency(found: Any) -> Any:
 
 def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json.gz"
-    whole = gzip.compress(b'{"version": 1, "policy": "x"}' * 50)
+    whole = gzip.compress(b'{"version": 2, "policy": "x"}' * 50)
     torn = bytes([*whole[:20], whole[20] ^ 255, *whole[21:]])
     for content in (b"", b"no gzip", gzip.compress(b"[1]"), gzip.compress(b'{"version": 0}'), torn, whole):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"grpo evaluate --record"):
             read_recording(path)
-    path.write_bytes(packed(dict.fromkeys(_NAMED) | {"version": 1, "scenario": "路口"}))
+    path.write_bytes(packed(dict.fromkeys(_NAMED) | {"version": 1}))  # of an earlier version
+    with pytest.raises(DataError, match=r"grpo evaluate --record"):
+        read_recording(path)
+    path.write_bytes(packed(dict.fromkeys(_NAMED) | {"version": 2, "scenario": "路口"}))
     assert read_recording(path)["scenario"] == "路口"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny import tiny_rows, write_dataset
+from helpers.tiny import choose_row, rows_of, tiny_rows, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,17 +21,15 @@ from grpo.records import (
     Outcome,
     PhaseMetrics,
     TripMeasures,
-    advantage_of_extending,
+    advantage_of,
     best_of,
     cost,
-    dataset_files,
-    hold_out,
+    costs_of,
     observation_of,
-    read_dataset,
-    read_rows,
     row_to_json,
-    rows_from_json,
+    saving,
 )
+from grpo.rows import action_set_of, dataset_files, hold_out, read_dataset, read_rows, rows_from_json
 from grpo.system.errors import DataError
 
 finite = st.floats(-1e9, 1e9)
@@ -45,7 +43,8 @@ outcomes = st.builds(
     emergency_brakings=st.integers(0, 1000),
     teleports=st.integers(0, 1000),
 )
-metrics = st.builds(PhaseMetrics, *[st.integers(0, 500)] * len(dataclasses.fields(PhaseMetrics)))
+OF_A_CYCLE = [field.name for field in dataclasses.fields(PhaseMetrics) if field.default is dataclasses.MISSING]
+metrics = st.builds(PhaseMetrics, *[st.integers(0, 500)] * len(OF_A_CYCLE))
 
 
 @st.composite
@@ -70,7 +69,7 @@ def entries(draw: st.DrawFn) -> GRPODataEntry:
         outcomes=draw(st.none() | st.fixed_dictionaries(both)),
         outcome_scope=draw(st.sampled_from(["network", "neighbourhood"])),
         advantage=advantage,
-        best_action=None if advantage is None else best_of(advantage),
+        best_action=None if advantage is None else ("yes" if advantage >= 0 else "no"),
         advantage_spread=draw(st.none() | finite),
     )
 
@@ -105,8 +104,51 @@ def test_rows_are_the_same_after_a_file(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_written_keys_are_the_fields_in_their_order() -> None:
-    assert list(row_to_json(tiny_rows(1)[0])) == [field.name for field in dataclasses.fields(GRPODataEntry)]
-    assert json.dumps(row_to_json(tiny_rows(1)[0])) == json.dumps(row_to_json(tiny_rows(1)[0]))
+    row, names = row_to_json(choose_row(0)), [field.name for field in dataclasses.fields(GRPODataEntry)]
+    assert list(row) == names
+    assert json.dumps(row) == json.dumps(row_to_json(choose_row(0)))
+    of_a_cycle = row_to_json(tiny_rows(1)[0])
+    assert list(of_a_cycle) == [name for name in names if name not in ("action_set", "choices", "next_phase_id")]
+    assert list(of_a_cycle["phase_metrics"]["0"]) == OF_A_CYCLE
+
+
+@pytest.mark.parametrize("action_set", ["cycle", "skip", "choose"])
+def test_rows_of_every_action_set_are_the_same_after_a_file(tmp_path: Path, action_set: Any) -> None:
+    rows = rows_of(action_set, 9)
+    dataset = read_dataset(write_dataset(tmp_path, rows))
+    assert sorted(row.id for _, read in dataset for row in read) == sorted(row.id for row in rows)
+    assert all(row in rows for _, read in dataset for row in read)
+    assert action_set_of(dataset) == action_set
+
+
+def test_rows_of_two_action_sets_are_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [*rows_of("cycle", 3, scenarios=("a",)), *rows_of("choose", 4, scenarios=("b",))])
+    with pytest.raises(DataError, match=r"b/grpo_dataset.json: row 0, field 'action_set': is choose, .* cycle; give"):
+        action_set_of(read_dataset(tmp_path))
+    (tmp_path / "none.json").write_text("[]")
+    with pytest.raises(DataError, match=r"none\.json: holds no rows; generate more"):
+        action_set_of(read_dataset(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"choices": ["g0", "g9"]}, "choices"),
+        ({"choices": ["g0"]}, "choices"),
+        ({"choices": ["g0", "g3"]}, "choices"),  # nobody calls it
+        ({"choices": ["g0", "g1"]}, "outcomes"),
+        ({"best_action": "g3"}, "best_action"),
+        ({"action_set": "skip", "choices": ["yes", "no"]}, "next_phase_id"),
+        ({"action_set": "any"}, "action_set"),
+    ],
+)
+def test_a_bad_row_of_choices_is_named_by_its_field(changes: dict[str, Any], field: str) -> None:
+    row = json.loads(json.dumps(row_to_json(choose_row(0))))
+    with pytest.raises(DataError, match=f"somewhere: row 0, field '{field}'"):
+        rows_from_json([row | changes], source="somewhere")
+    del row["phase_metrics"]["g1"]["called"]
+    with pytest.raises(DataError, match="field 'phase_metrics': without called, change and red"):
+        rows_from_json([row], source="somewhere")
 
 
 def test_reading_gives_the_records_own_types(tmp_path: Path) -> None:
@@ -182,10 +224,10 @@ def test_bad_row_is_named_by_file_index_and_field(row: Any, field: str, suffix: 
 
 
 def test_row_without_any_one_of_its_fields_is_refused() -> None:
-    for field in dataclasses.fields(GRPODataEntry):
+    for name in changed():
         row = changed()
-        del row[field.name]
-        with pytest.raises(DataError, match=f"somewhere: row 0, field '{field.name}'"):
+        del row[name]
+        with pytest.raises(DataError, match=f"somewhere: row 0, field '{name}'"):
             rows_from_json([row], source="somewhere")
 
 
@@ -324,13 +366,18 @@ def test_which_scenarios_are_held_out_is_fixed() -> None:
 
 @given(outcomes, outcomes, weights)
 def test_advantage_is_what_extending_saves(yes: Outcome, no: Outcome, weights: dict[str, float]) -> None:
-    advantage = advantage_of_extending({"yes": yes, "no": no}, weights)
-    assert advantage == -advantage_of_extending({"yes": no, "no": yes}, weights)
-    assert advantage_of_extending({"yes": yes, "no": yes}, weights) == 0
-    if advantage:
-        better = {"yes": yes, "no": no}[best_of(advantage)]
-        worse = {"yes": no, "no": yes}[best_of(advantage)]
-        assert cost(better, weights) < cost(worse, weights)
+    costs = costs_of({"yes": yes, "no": no}, weights)
+    advantage = advantage_of(costs)
+    assert advantage == cost(no, weights) - cost(yes, weights)
+    assert advantage == -advantage_of({"yes": costs["no"], "no": costs["yes"]})
+    assert advantage_of({"yes": costs["yes"], "no": costs["yes"]}) == 0
+    assert best_of(costs) == ("yes" if advantage >= 0 else "no")
+
+
+@given(st.dictionaries(st.sampled_from("01234"), finite, min_size=2))
+def test_advantage_of_choices_is_what_the_best_one_saves(costs: dict[str, float]) -> None:
+    assert advantage_of(costs) == saving(costs, best_of(costs)) >= 0
+    assert sum(saving(costs, one) for one in costs) == pytest.approx(0, abs=1e-3)
 
 
 @given(outcomes)
@@ -340,6 +387,7 @@ def test_cost_is_the_weighted_sum(outcome: Outcome) -> None:
     assert cost(outcome, {}) == 0
 
 
-def test_a_tie_extends() -> None:
-    assert best_of(0.0) == best_of(-0.0) == "yes"
-    assert (best_of(1e-9), best_of(-1e-9)) == ("yes", "no")
+def test_a_tie_goes_to_the_first() -> None:
+    assert best_of({"yes": 1.0, "no": 1.0}) == "yes"
+    assert best_of({"yes": 1.0, "no": 1.0 - 1e-9}) == "no"
+    assert best_of({"g2": 3.0, "g0": 1.0, "g1": 1.0}) == "g0"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers.episodes import MODEL, episode
-from helpers.networks import make_cross, make_pair
+from helpers.networks import make_cross, make_pair, make_star
 
 from grpo.__main__ import main
 from grpo.episodes.report import flat, summarise
@@ -580,6 +580,65 @@ def test_a_worst_decision_shows_prompt_answer_and_both_futures(browser: Browser,
         later = [panel.locator("canvas").nth(i).evaluate("one => one.toDataURL()") for i in (0, 1)]
         assert later[0] != later[1] and begin[0] != later[0]
         assert "after 30 s" in panel.locator("figcaption").first.inner_text()
+
+
+@pytest.fixture(scope="module")
+def choices(folder: Path) -> Path:
+    """The report of controllers that name the next green, and that skip some, with labels of such."""
+    sumocfg = make_star(folder / "star", duration=180)
+    command = ["evaluate", str(sumocfg), "--policy", "gap_out@skip", "max_pressure@choose", "--seeds", "1", "--record"]
+    assert guarded(main, [*command, "--max-workers", "2", "--output-dir", str(folder / "chosen")]) == 0
+    labelled = ["generate", str(sumocfg), "--action-set", "choose", "--verify-fraction", "0", "--horizon-seconds", "10"]
+    assert guarded(main, [*labelled, "--output-dir", str(folder / "choices")]) == 0
+    runs = [str(folder / name) for name in ("chosen", "choices")]
+    assert guarded(main, ["report", *runs, "--output-dir", str(folder / "chosen_report")]) == 0
+    return folder / "chosen_report"
+
+
+def test_a_decision_of_any_action_set_is_shown_in_plain_words(browser: Browser, choices: Path) -> None:
+    with Opened(browser, choices / "report.html") as opened:
+        page = opened.page
+        panel = page.locator("#replay .decision")
+        seen: dict[str, list[str]] = {}
+        for name in ("gap_out@skip", "max_pressure@choose"):
+            worst = page.locator("#replay .worst > div", has_text=name).locator("button")
+            assert worst.count() > 2
+            for place in range(worst.count()):
+                worst.nth(place).click()
+                given = panel.locator("p.answer").inner_text()
+                rows = panel.locator("tbody th").all_inner_texts()
+                seen.setdefault(name, []).append(f"{len(rows)} answers")
+                assert all(re.fullmatch(r"(keep|go to) green \d( \(given\))?", row) for row in rows), rows
+                (chosen,) = [row for row in rows if row.endswith(" (given)")]
+                assert chosen.removesuffix(" (given)") in given and given.startswith(f"{name} in phase ")
+                assert chosen.removesuffix(" (given)") in worst.nth(place).inner_text()
+                captions = panel.locator("figcaption b").all_inner_texts()
+                assert len(captions) == 2 and chosen in captions and set(captions) <= set(rows)
+                panel.locator("details summary").click()
+                state, written = panel.locator("pre").all_inner_texts()
+                answer = json.loads(written)
+                if name == "gap_out@skip":
+                    assert answer == {"extend": "yes" if chosen.startswith("keep") else "no"}
+                else:
+                    assert answer["phase"] in json.loads(state)["state"]["choices"]
+                    number = f"{answer['phase']} is green {re.findall(r'[0-9]+', chosen)[0]}"
+                    assert number in panel.locator("details .note").inner_text()
+        assert set(seen["gap_out@skip"]) == {"2 answers"} and set(seen["max_pressure@choose"]) > {"3 answers"}
+        assert "The best other answer would have saved" in panel.inner_text()
+        canvases = [panel.locator("canvas").nth(i) for i in (0, 1)]
+        before = [canvas.evaluate("one => one.toDataURL()") for canvas in canvases]
+        panel.locator("input[type=range]").fill("30")
+        after = [canvas.evaluate("one => one.toDataURL()") for canvas in canvases]
+        assert after[0] != after[1] and all(one != other for one, other in zip(before, after, strict=True))
+        page.locator("#headline summary").last.click()
+        about = page.locator("#headline details").last.inner_text()
+        assert "greens that nobody waits for or approaches are skipped" in about and "any green may be next" in about
+        assert "What the best answer saves" in page.locator("#labels").inner_text()
+        page.locator("#language").click()
+        page.wait_for_selector("#replay canvas")
+        assert re.search(r"(保持|转到)绿灯 \d", page.locator("#replay .worst").inner_text())
+        for word in ("NaN", "undefined", "null", "Infinity"):
+            assert word not in page.locator("main").inner_text()
 
 
 def test_a_click_on_a_light_shows_its_decision(browser: Browser, report: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,21 +19,24 @@ from helpers.programs import driven, is_green
 from hypothesis import given
 from hypothesis import strategies as st
 
+import grpo.synthetic.scenario as synthetic
 from grpo.scenarios import KINDS_IN_ORDER, LOAD_QUANTILES, ScenarioSuiteConfig, generate_suite
+from grpo.simulator.phases import Phase, green_phases
 from grpo.simulator.scenario_files import find_scenarios, scenario_name, unique_names
 from grpo.simulator.signals import yellow_between
 from grpo.simulator.sumo_home import sumo_binary
 from grpo.synthetic.demand import Burst, _intervals
 from grpo.synthetic.lanes import Approach, find_turns, lane_uses
+from grpo.synthetic.many_greens import Style, draw_many_phases, draw_style
 from grpo.synthetic.phases import Junction, draw_phases
 from grpo.synthetic.programs import Limits, transition
-from grpo.synthetic.scenario import KINDS, _to_sum, make_scenario
+from grpo.synthetic.scenario import KINDS, SyntheticScenario, _to_sum, make_scenario
 from grpo.system.errors import OutputError, ScenarioError
 
 pytestmark = pytest.mark.slow
 
 
-def suite(folder: Path, **settings: int) -> dict[str, bytes]:
+def suite(folder: Path, **settings: float) -> dict[str, bytes]:
     """Generate a suite; returns the bytes of its scenarios' files by relative path."""
     config = {"train": 2, "validation": 1, "test": 1, "duration_seconds": 120} | settings
     generate_suite(ScenarioSuiteConfig(output_dir=str(folder), **config))  # type: ignore[arg-type]
@@ -79,6 +83,45 @@ def test_more_training_scenarios_change_no_other_scenario(tmp_path: Path) -> Non
     assert {name: large[name] for name in small} == small
 
 
+def test_networks_of_few_greens_are_what_they_always_were(tmp_path: Path) -> None:
+    """What is drawn, from before there were many greens: netconvert's own part of the files is its version's."""
+    digest = hashlib.sha256()
+    for name, data in suite(tmp_path, train=6, validation=0, test=0, duration_seconds=600).items():
+        if name.endswith("rou.xml"):
+            digest.update(data)
+        if name.endswith("net.xml"):
+            digest.update(b"".join(map(ET.tostring, ET.fromstring(data).iter("tlLogic"))))
+    assert digest.hexdigest() == "d86868f5b070f5f8db9afa8a945045c1d4b243e3164a95b0a4d8c2a32f0e7f5e"
+
+
+def test_a_share_of_the_networks_has_many_greens_and_the_others_do_not_change(tmp_path: Path) -> None:
+    none, some = suite(tmp_path / "none", train=6), suite(tmp_path / "some", train=6, many_greens=0.4)
+    scenarios = json.loads((tmp_path / "some" / "manifest.json").read_text())["scenarios"]
+    many = [one for one in scenarios if one.get("many_greens")]
+    assert len([one for one in many if one["split"] == "train"]) in (2, 3)
+    assert all(5 <= light["phases"] <= 8 for one in many for light in one["lights"].values())
+    same = [one for one in scenarios if one not in many]
+    kept = [name for name in some if any(f"/{one['name']}/" in name for one in same)]
+    assert len(kept) == 3 * len(same) and all(none[name] == some[name] for name in kept)
+
+
+def test_many_greens_are_spread_over_kinds_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, float, bool]] = []
+
+    def note(kind: str, *, load: float, many_greens: bool, **_: object) -> SyntheticScenario:
+        drawn.append((kind, load, many_greens))
+        return SyntheticScenario("", "", {"load": load})
+
+    monkeypatch.setattr(synthetic, "make_scenario", note)
+    suite(tmp_path, train=200, many_greens=0.3)
+    many = [(kind, load) for kind, load, is_many in drawn if is_many]
+    assert len(many) == pytest.approx(0.3 * len(drawn), abs=3)
+    assert {kind for kind, _ in many} == set(KINDS) - {"one_way"}
+    assert np.quantile([load for _, load in many], [0.1, 0.5, 0.9]) == pytest.approx(
+        np.quantile([load for _, load, is_many in drawn if not is_many], [0.1, 0.5, 0.9]), abs=0.12
+    )
+
+
 def test_finished_suite_is_kept_or_moved_aside(tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     before = suite(folder)
@@ -93,11 +136,12 @@ def test_finished_suite_is_kept_or_moved_aside(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders with the network and the routes of one scenario each: every kind, two seeds."""
+    """Folders with the network and the routes of one scenario each: every kind, two of few greens and one of many."""
     folders = []
-    for kind, seed in product(KINDS, (1, 2)):
+    for kind, (seed, many) in product(KINDS, ((1, False), (2, False), (3, True))):
         folders.append(folder := tmp_path_factory.mktemp(f"{kind}_{seed}"))
-        scenario = make_scenario(kind, load=0.6, duration_s=300, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        scenario = make_scenario(kind, load=0.6, duration_s=300, rng=rng, many_greens=many)
         (folder / "net.xml").write_text(scenario.net_xml)
         (folder / "rou.xml").write_text(scenario.routes_xml)
         (folder / "parameters.json").write_text(json.dumps(scenario.parameters))
@@ -132,22 +176,28 @@ def test_every_kind_runs_in_sumo_without_a_warning(written: Path) -> None:
 @on_every_network
 def test_every_program_has_greens_with_yellow_between(written: Path) -> None:
     net = ET.parse(written / "net.xml").getroot()
-    lights = json.loads((written / "parameters.json").read_text())["lights"]
+    parameters = json.loads((written / "parameters.json").read_text())
+    lights = parameters["lights"]
     programs = list(net.iter("tlLogic"))
     assert {program.get("id") for program in programs} == set(lights)
     for program in programs:
         told = lights[program.attrib["id"]]
         phases = [phase.attrib for phase in program.iter("phase")]
         states = [phase["state"] for phase in phases]
+        links = driven(len(states[0]))
         greens = [phase for phase in phases if is_green(phase["state"])]
         assert 2 <= len(greens) == told["phases"] <= 8
+        if parameters.get("many_greens"):
+            assert len({phase["state"] for phase in greens}) == len(greens)
+            assert len(greens) >= 5 or parameters["kind"] == "one_way"
+            assert len(green_phases([Phase(phase["state"], 6, 6, 6) for phase in phases], links)) == len(greens)
         assert [int(phase["duration"]) for phase in greens] == told["green_s"]
         if told["green_limits_s"]:
             assert [[int(phase["minDur"]), int(phase["maxDur"])] for phase in greens] == told["green_limits_s"]
             assert all(int(p["minDur"]) <= int(p["duration"]) <= int(p["maxDur"]) for p in greens)
         for before, after in zip(states, states[1:] + states[:1], strict=True):
             assert before != after
-            assert yellow_between(before, after, driven(len(before))) is None
+            assert yellow_between(before, after, links) is None
             assert not any(b == "y" and a in "Gg" for b, a in zip(before, after, strict=True))
         assert sum(int(phase["duration"]) for phase in phases) == told["cycle_s"]
 
@@ -191,6 +241,80 @@ def test_lanes_are_open_in_full_in_some_phase_and_the_half_open_ones_are_told(wr
         opened = {lane: [{state[i] in "Gg" for i in links} for state in greens] for lane, links in lanes.items()}
         assert all({True} in signs for signs in opened.values())
         assert sum({True, False} in signs for signs in opened.values()) == told[light]["half_open_lanes"]
+
+
+def four_arms(*lane_use: tuple[str, ...]) -> Junction:
+    """A cross of four equal approaches; ``lane_use`` names turns. Paths meet as on paper, and turns give way."""
+    arms = "NESW"  # clockwise
+    turns = {arm: {arms[k - 1]: "right", arms[k - 2]: "through", arms[k - 3]: "left"} for k, arm in enumerate(arms)}
+    approaches = [
+        Approach(
+            arm, "J", len(lane_use), 13.9, 0, 0, 0, own, {},
+            tuple(tuple(node for node, turn in own.items() if turn in lane) for lane in lane_use),
+        )
+        for arm, own in turns.items()
+    ]  # fmt: skip
+    links = [(arm, node) for arm, own in turns.items() for node in own]
+
+    def meet(one: tuple[str, str], other: tuple[str, str]) -> bool:
+        a, b, far, to = turns[one[0]][one[1]], turns[other[0]][other[1]], one[0], other[0]
+        if far == to:
+            return False
+        if one[1] == other[1]:
+            return True
+        return "right" not in (a, b) and not (turns[far].get(to) == "through" and a == b)
+
+    rank = ["through", "right", "left"]
+    foes = [frozenset(j for j, other in enumerate(links) if meet(one, other)) for one in links]
+    yields = [
+        frozenset(j for j in met if rank.index(turns[far][to]) > rank.index(turns[links[j][0]][links[j][1]]))
+        for (far, to), met in zip(links, foes, strict=True)
+    ]
+    return Junction(approaches, links, foes, yields)
+
+
+def test_the_eight_greens_of_a_cross_with_lanes_for_the_lefts() -> None:
+    """As benchmarks have them: of both axes the throughs, the lefts, and either approach alone."""
+    junction = four_arms(("right", "through"), ("left",))
+    style = Style("pairs", whole=True, permissive=0.0, fill="nobody", arrows=0.0)
+    expected = {
+        frozenset(junction.whole(a) | junction.whole(b)) - left for a, b in ("NS", "EW")
+        for left in [junction.movements(a, "left") | junction.movements(b, "left")]
+    } | {
+        junction.movements(a, "left") | junction.movements(b, "left") for a, b in ("NS", "EW")
+    } | {junction.whole(arm) for arm in "NESW"}  # fmt: skip
+    assert len(expected) == 8
+    for seed in range(20):
+        phases = draw_many_phases(junction, style, np.random.default_rng(seed))
+        assert len(phases) == 8 and set(phases) == expected
+
+
+@pytest.mark.parametrize("lane_use", [(("right", "through", "left"),), (("right", "through"), ("left",))])
+def test_many_greens_are_safe_serve_everybody_and_differ(lane_use: tuple[tuple[str, ...], ...]) -> None:
+    junction = four_arms(*lane_use)
+    drawn = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        phases = draw_many_phases(junction, draw_style(rng), rng)
+        assert 5 <= len(phases) == len(set(phases)) <= 8
+        for before, phase, after in zip([phases[-1], *phases], phases, [*phases[1:], phases[0]], strict=False):
+            assert phase - before or phase - after, "or the controller takes it for no green of its own"
+        assert all(junction.is_safe(phase) for phase in phases) and junction.is_served(phases)
+        drawn.append(phases)
+    assert {len(phases) for phases in drawn} == {5, 6, 7, 8}
+    has_permissive = ["g" in "".join(map(junction.state, phases)) for phases in drawn]
+    assert np.mean(has_permissive) > 0.1
+    assert len(lane_use) == 1 or np.mean(has_permissive) < 0.9
+    assert len({tuple(phases) for phases in drawn}) > 100
+
+
+def test_the_load_of_many_greens_is_that_of_the_greens_that_are_needed() -> None:
+    """A cycle through all of them is asked for more than that, and may not carry it."""
+    for seed in (2, 3, 4):
+        rng = np.random.default_rng(seed)
+        told = make_scenario("cross_protected", load=1.2, duration_s=300, rng=rng, many_greens=True).parameters
+        assert told["load"] == pytest.approx(0.9, abs=0.02)
+        assert told["load_of_cycle"] > 1
 
 
 def test_a_light_may_have_a_phase_for_the_lefts_of_shared_lanes() -> None:

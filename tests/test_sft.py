@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.folders import contents, finished_run
-from helpers.tiny import overflowing, tiny_rows, write_dataset
+from helpers.tiny import choose_rows, overflowing, rows_of, tiny_rows, write_dataset
 
 from grpo.__main__ import main
 from grpo.config import GRPOTrainingConfig, SFTTrainingConfig
@@ -23,8 +23,19 @@ from grpo.models.folder import prompt_format_of
 from grpo.models.loading import load_for_inference, load_for_training
 from grpo.policies.language_model import LanguageModelPolicy
 from grpo.policies.torch_scorer import make_policy
-from grpo.prompt_builder import ANSWERS, DEFAULT_FIELDS, PHASE_FIELDS, PromptFormat, ask, build_messages, format_of
-from grpo.records import GRPODataEntry, observation_of
+from grpo.prompt_builder import (
+    ACTION_SETS,
+    ANSWERS,
+    DEFAULT_FIELDS,
+    PHASE_FIELDS,
+    PromptFormat,
+    answers_of,
+    ask,
+    build_messages,
+    format_of,
+    words_of,
+)
+from grpo.records import ActionSet, GRPODataEntry, observation_of
 from grpo.sft_data import SFTDataConfig, make_sft_data
 from grpo.sft_training import check_answers, load_sft_rows, make_trainer, tokenize, train_sft
 from grpo.system.console import guarded
@@ -60,7 +71,10 @@ def test_sft_data_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert example["label"] == example["best_action"] == row.best_action
         assert example["advantage"] == row.advantage
         assert example["prompt"] == build_messages(row.prompt)
-        assert example["completion"] == [{"role": "assistant", "content": ANSWERS[row.best_action or "yes"]}]
+        assert example["completion"] == [{"role": "assistant", "content": ANSWERS["cycle"][row.best_action or "yes"]}]
+        assert [*example] == [
+            "id", "scenario", "split", "prompt", "completion", "label", "best_action", "advantage"
+        ], "a cycle's files stay as they were"  # fmt: skip
     sides = {split: {one["scenario"] for one in examples if one["split"] == split} for split in ("train", "validation")}
     assert sides["train"] and sides["validation"] and not sides["train"] & sides["validation"]
     manifest = json.loads((path.parent / "manifest.json").read_text())
@@ -87,8 +101,31 @@ def test_max_pressure_labels_are_what_the_policy_does(tmp_path: Path) -> None:
     decided = {row.id: policy.decide([observation_of(row)])[0].action for row in rows}
     examples = sft_data(tmp_path, rows, labels="max_pressure")
     assert {one["id"]: one["label"] for one in examples} == decided
-    assert all(one["completion"][0]["content"] == ANSWERS[one["label"]] for one in examples)
+    assert all(one["completion"][0]["content"] == ANSWERS["cycle"][one["label"]] for one in examples)
     assert any(one["label"] != one["best_action"] for one in examples)
+
+
+@pytest.mark.parametrize("labels", ["oracle", "max_pressure", "random"])
+@pytest.mark.parametrize("action_set", ACTION_SETS)
+def test_every_action_set_has_its_own_answers(tmp_path: Path, action_set: ActionSet, labels: Any) -> None:
+    rows = {row.id: row for row in rows_of(action_set, 40)}
+    for one in sft_data(tmp_path, list(rows.values()), labels=labels, prompt_fields=["queue", "wait"]):
+        row, seen = rows[one["id"]], observation_of(rows[one["id"]])
+        assert one["label"] in row.choices and one["best_action"] == row.best_action
+        assert labels != "oracle" or one["label"] == row.best_action
+        assert one["completion"][0]["content"] == answers_of(seen)[one["label"]]
+        assert format_of(one["prompt"][0]["content"]) == PromptFormat("en", ("queue", "wait"), action_set)
+        if action_set == "choose":
+            assert one["words"] == [*words_of(seen).values()]
+            assert one["best_word"] == words_of(seen)[one["best_action"]]
+    manifest = json.loads((tmp_path / "sft" / "manifest.json").read_text())
+    assert all(set(counts) <= set(ANSWERS[action_set]) for counts in manifest["splits"].values())
+
+
+def test_rows_of_several_action_sets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"b/grpo_dataset.json: row 0, field 'action_set': is choose, .* cycle; give"):
+        sft_data(tmp_path, [*tiny_rows(9, scenarios=("a",)), *choose_rows(9, scenarios=("b",))])
+    assert not (tmp_path / "sft").exists()
 
 
 def test_training_rows_are_drawn_in_proportion_to_what_they_are_worth(tmp_path: Path) -> None:
@@ -222,7 +259,7 @@ def test_loss_is_on_the_answer_only(random_model: Path, sft_file: Path, tmp_path
     for batch in trainer.get_train_dataloader():
         for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
             learned = loaded.tokenizer.decode(ids[labels != -100])
-            assert learned in {answer + "<|end|>" for answer in ANSWERS.values()}
+            assert learned in {answer + "<|end|>" for answer in ANSWERS["cycle"].values()}
             assert (labels[labels != -100] == ids[labels != -100]).all() and not mask[ids == 0].any()
             prompt = loaded.tokenizer.decode(ids[(labels == -100) & (mask == 1)])
             seen.append((prompt.removesuffix("<|answer|>"), learned.removesuffix("<|end|>")))
@@ -349,7 +386,7 @@ def test_greedy_check_counts_what_it_says(answering_model: Path, monkeypatch: py
         {"prompt": [], "best_action": "yes", "advantage": 5.0},
         {"prompt": [], "best_action": "yes", "advantage": 5.0},
     ]
-    answers = [ANSWERS["yes"], "Sure: extend = yes", "no idea", ANSWERS["no"]]
+    answers = ['{"extend": "yes"}', "Sure: extend = yes", "no idea", '{"extend": "no"}']
     monkeypatch.setattr("grpo.sft_training.generate_answers", lambda *_: answers)
     report = check_answers(None, rows, max_new_tokens=8, batch_size=2)  # type: ignore[arg-type]
     assert report == {
@@ -366,7 +403,61 @@ def test_greedy_check_counts_what_it_says(answering_model: Path, monkeypatch: py
     assert check_answers(loaded, real, max_new_tokens=16, batch_size=3)["strict_format_rate"] == 1.0
 
 
+def test_greedy_check_of_choices_counts_words_that_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = ["0", "1", "1", "2", "1"]
+    rows: list[dict[str, Any]] = [
+        {"prompt": [], "best_action": f"g{word}", "words": ["0", "1", "2"], "best_word": word, "advantage": 10.0}
+        for word in best
+    ]
+    rows[4] |= {"words": ["1", "2"], "advantage": 60.0}
+    answers = ['{"phase": "0"}', "phase: 1", '{"phase": "2"}', '{"phase": "3"}', '{"phase": "0"}']
+    monkeypatch.setattr("grpo.sft_training.generate_answers", lambda *_: answers)
+    assert check_answers(None, rows, "choose", max_new_tokens=8, batch_size=2) == {  # type: ignore[arg-type]
+        "held_out_rows": 5,
+        "valid_format_rate": 0.6,
+        "strict_format_rate": 0.4,
+        "agreement": 0.4,
+        "weighted_agreement": 0.2,
+        "constant_agreement": 0.6,
+    }
+
+
+@pytest.mark.parametrize("action_set", ["skip", "choose"])
+def test_a_model_is_taught_another_action_set(
+    random_model: Path, tmp_path: Path, action_set: ActionSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft_data(tmp_path, rows_of(action_set, 120))
+    path = tmp_path / "sft" / "sft_dataset.json"
+    folder = train_sft(settings(random_model, path, tmp_path / "m", max_steps=90))
+    assert prompt_format_of(folder) == PromptFormat(action_set=action_set)
+    report = json.loads((folder / "sft_report.json").read_text())
+    assert report["valid_format_rate"] >= 0.9
+    assert "--prompt" not in capsys.readouterr().err.splitlines()[-1], "GRPO takes the action set from the rows"
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[3].pop("best_word"), "row 3, field 'best_word'"),
+        (lambda rows: rows[3].update(best_word="8"), "row 3, field 'best_word'"),
+        (lambda rows: rows[2].update(words=["0", "10"]), "row 2, field 'words'"),
+        (lambda rows: rows[2].update(words=["0"]), "row 2, field 'words'"),
+        (lambda rows: rows[1].pop("words"), "row 1, field 'best_action'"),
+        (lambda rows: (rows[1].pop("words"), rows[1].update(best_action="no")), "row 1, field 'words'.* choose;"),
+        (lambda rows: rows[4].update(prompt=build_messages("{}")), "row 4, field 'prompt'.*system prompt"),
+    ],
+)
+def test_a_bad_sft_dataset_of_choices_is_named(random_model: Path, tmp_path: Path, change: Any, message: str) -> None:
+    rows = sft_data(tmp_path, choose_rows(12))
+    change(rows)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=message):
+        train_sft(settings(random_model, path, tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize(

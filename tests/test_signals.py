@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from helpers.programs import as_sumo_reads, driven, light_program, written_programs
@@ -24,7 +25,7 @@ def programs(draw: st.DrawFn, least_greens: int = 0) -> tuple[list[Phase], tuple
     return phases, walked
 
 
-def plan(phases: list[Phase], walked: tuple[int, ...] = (), *, kind: str = "static", step: float = 1.0, **given: int):
+def plan(phases: list[Phase], walked: tuple[int, ...] = (), *, kind: str = "static", step: float = 1.0, **given: Any):
     """The plan of a light with these phases."""
     return plan_signal("J", light_program(phases, walked=walked, kind=kind), SignalSettings(**given), step_s=step)
 

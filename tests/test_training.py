@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.folders import contents, finished_run
-from helpers.tiny import overflowing, small, tiny_rows, write_dataset
+from helpers.tiny import choose_row, choose_rows, overflowing, rows_of, small, tiny_rows, write_dataset
 
 from grpo.config import GRPOTrainingConfig, load_config
 from grpo.labels.outcome_cache import fill_outcomes
@@ -26,8 +26,18 @@ from grpo.learning.checkpoints import newest_checkpoint
 from grpo.learning.reward import Rewards, tsc_reward
 from grpo.learning.training_set import usable_rows
 from grpo.models.folder import prompt_format_of, write_prompt_format
-from grpo.prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, build_messages, system_prompt
-from grpo.records import ACTIONS, Action, GRPODataEntry, Outcome, best_of, dataset_files, observation_of, read_rows
+from grpo.prompt_builder import (
+    ACTION_SETS,
+    DEFAULT_FORMAT,
+    PromptFormat,
+    ask,
+    build_messages,
+    format_of,
+    system_prompt,
+    words_of,
+)
+from grpo.records import Action, ActionSet, GRPODataEntry, Outcome, observation_of
+from grpo.rows import dataset_files, read_rows
 from grpo.system.errors import ConfigError, DataError, GrpoError, ModelError, OutputError
 from grpo.training import _next_command, load_grpo_dataset, parse_args, train_grpo
 
@@ -74,6 +84,7 @@ def test_yaml_holds_every_key_with_its_documented_value() -> None:
     }
     values = config.to_dict()
     assert {key: values[key] for key in documented} == documented
+    assert (values["action_set"], values["format_regex"]) == ("auto", "auto")
     # all but what is to happen with an earlier result is as in the code
     assert dataclasses.replace(config, if_finished="stop") == GRPOTrainingConfig()
 
@@ -107,14 +118,29 @@ def test_dataset_carries_all_that_rewards_need(tmp_path: Path) -> None:
         assert line["prompt"] == build_messages(row.prompt)
         assert line["advantage"] == row.advantage
         assert line["best_action"] == row.best_action
+        assert (line["action_set"], line["words"]) == ("cycle", ["yes", "no"]) and row.outcomes
+        assert line["costs"] == [row.outcomes[action].delay_veh_s for action in ("yes", "no")]
 
 
-def test_best_action_gets_the_best_reward_on_every_row(dataset: Path) -> None:
-    loaded = load_grpo_dataset(dataset)
-    rewards = Rewards.from_config(GRPOTrainingConfig(), loaded["advantage"])
+@pytest.mark.parametrize("action_set", ACTION_SETS)
+def test_best_action_gets_the_best_reward_on_every_row(tmp_path: Path, action_set: ActionSet) -> None:
+    rows = rows_of(action_set, 40)
+    loaded = load_grpo_dataset(write_dataset(tmp_path, rows))
+    rewards = Rewards.from_config(GRPOTrainingConfig(), loaded["advantage"], action_set)
+    by_id = {row.id: row for row in rows}
     for line in loaded:
-        worth = {action: tsc_reward(action, line["advantage"], rewards.scale) or 0.0 for action in ACTIONS}
-        assert max(worth, key=lambda action: worth[action]) == line["best_action"]
+        seen = observation_of(by_id[line["id"]])
+        assert format_of(line["prompt"][0]["content"]) == PromptFormat(action_set=action_set)
+        assert line["words"] == [*words_of(seen).values()] and line["action_set"] == action_set
+        assert line["advantage"] == by_id[line["id"]].advantage
+        worth = {word: tsc_reward(word, line["words"], line["costs"], rewards.scale) or 0.0 for word in line["words"]}
+        assert max(worth, key=lambda word: worth[word]) == words_of(seen)[line["best_action"]]
+
+
+def test_rows_of_several_action_sets_are_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [*tiny_rows(3, scenarios=("a",)), *choose_rows(3, scenarios=("b",))])
+    with pytest.raises(DataError, match=r"b/grpo_dataset.json: row 0, field 'action_set': is choose"):
+        load_grpo_dataset(tmp_path)
 
 
 def test_one_file_json_and_jsonl_and_another_form(tmp_path: Path) -> None:
@@ -189,7 +215,8 @@ def test_rows_with_only_a_state_are_simulated_once(tmp_path: Path, caplog: pytes
     assert simulator.asked == [changed.id]
 
 
-def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("action_set", ACTION_SETS)
+def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path, action_set: ActionSet) -> None:
     from helpers.networks import make_cross
 
     from grpo.config import GRPOConfig
@@ -205,6 +232,7 @@ def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
             horizon_seconds=20,
             save_states=True,
             max_workers=1,
+            action_set=action_set,
         )
     )
     recorded = load_grpo_dataset(data)
@@ -215,6 +243,7 @@ def test_simulated_on_demand_gives_the_recorded_numbers(tmp_path: Path) -> None:
     assert len(again) > 3
     assert again["advantage"] == recorded["advantage"]
     assert again["best_action"] == recorded["best_action"]
+    assert again["costs"] == recorded["costs"] and set(again["action_set"]) == {action_set}
 
 
 def test_damaged_outcomes_and_those_of_another_state_are_simulated_again(tmp_path: Path) -> None:
@@ -304,7 +333,7 @@ def test_training_raises_the_reward(
     rows = []
     for row in tiny_rows(40, seed=3):
         outcomes: dict[Action, Outcome] = {"yes": Outcome(60, 0, 0, 0, 0, 0, 0), "no": Outcome(20, 0, 0, 0, 0, 0, 0)}
-        rows.append(dataclasses.replace(row, outcomes=outcomes, best_action=best_of(-40.0), advantage=-40.0))
+        rows.append(dataclasses.replace(row, outcomes=outcomes, best_action="no", advantage=-40.0))
     data = write_dataset(tmp_path / "data", rows)
     config = small(
         answering_model,
@@ -335,7 +364,7 @@ def test_training_raises_the_reward(
     assert manifest["best_held_out_reward"] == max(held_out[1:]) > 1.5
     assert manifest["rows"]["held_out"] == 8
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == f"train: loading {answering_model}, and rows of {data}"
+    assert said[0] == f"train: action set cycle: loading {answering_model}, for rows of {data}"
     assert said[-4].startswith(f"train: a model from {answering_model} after 40 steps, in ")
     assert said[-3] == f"  where: {folder}"
     assert said[-1] == f"  next: grpo evaluate YOUR.sumocfg --policy fixed_time actuated pretrained {folder}"
@@ -354,6 +383,47 @@ def test_training_raises_the_reward(
     answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
     text = tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     assert text == '{"extend": "no"}'
+
+
+def test_the_entry_point_trains_on_choices_without_a_flag(choosing_model: Path, tmp_path: Path, dataset: Path) -> None:
+    shutil.copytree(choosing_model, tmp_path / "model" / "sft_model")
+    write_dataset(tmp_path / "data" / "grpo_datasets", choose_rows(24))
+    command = [*SCRIPT, "--config", str(YAML)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert said[0] == "train: action set choose: loading model/sft_model, for rows of data/grpo_datasets"
+    assert said[-1].endswith(
+        "grpo evaluate YOUR.sumocfg --action-set choose --policy fixed_time actuated max_pressure model/grpo_model"
+    )
+    assert prompt_format_of(tmp_path / "model" / "grpo_model") == PromptFormat(action_set="choose")
+    done = subprocess.run([*command, "--dataset-path", str(dataset)], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"action_set: model/sft_model was taught choose, the rows of {dataset} are of cycle; " in done.stderr
+
+
+@pytest.mark.parametrize("estimator", [{"num_generations": 8}, EXACT], ids=["sampled", "exact"])
+def test_training_on_choices_raises_the_reward(choosing_model: Path, tmp_path: Path, estimator: dict[str, Any]) -> None:
+    """Phase 1 is always the best of the open ones; the model starts with a coin of two to four sides."""
+    rows = []
+    for index in range(30):
+        phases = [f"g{number}" for number in range(2 + index % 3)]
+        costs = {phase: 20.0 if phase == "g1" else 60.0 for phase in phases}
+        rows.append(
+            choose_row(index, costs, called=(1, *(index % 7 + 1 for _ in phases[1:])), scenario="abc"[index % 3])
+        )
+    data = write_dataset(tmp_path / "data", rows)
+    many = {"max_steps": 40, "learning_rate": 5e-3, "save_steps": 20, "batch_size": 8, "gradient_accumulation_steps": 2}
+    others = {"temperature": 1.0, "top_p": 1.0, "kl_coeff": 0.01, "validation_rows": 8}
+    config = small(choosing_model, data, tmp_path / "out", **many, **others, **estimator)
+    log = json.loads((train_grpo(config) / "training_log.json").read_text())
+    steps = [entry for entry in log if "agreement" in entry]
+    assert steps[0]["agreement"] < 0.8 and steps[0]["kl"] == pytest.approx(0, abs=1e-3)
+    for name, gain in (("agreement", 0.2), ("reward", 0.3)):
+        first, last = (sum(entry[name] for entry in some) / 5 for some in (steps[:5], steps[-5:]))
+        assert last > first + gain
+    held_out = [entry["eval_reward"] for entry in log if "eval_reward" in entry]
+    assert max(held_out) > 1.5
 
 
 ADAPTERS = {"lora_min_parameters": 0, "lora_rank": 4, "lora_target_modules": ["q_proj", "v_proj"]}
@@ -597,6 +667,22 @@ def test_a_model_taught_another_form_is_refused(answering_model: Path, dataset: 
         with pytest.raises(ConfigError, match=r"taught .*set the two to that, or teach it the new form") as caught:
             train_grpo(config)
         assert "\n" not in str(caught.value) and ", ".join(prompt_format.fields) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("taught", ACTION_SETS)
+def test_a_model_taught_another_action_set_is_refused(answering_model: Path, tmp_path: Path, taught: ActionSet) -> None:
+    model = tmp_path / "taught"
+    shutil.copytree(answering_model, model)
+    write_prompt_format(model, PromptFormat(action_set=taught))
+    for action_set in set(ACTION_SETS) - {taught}:
+        data = write_dataset(tmp_path / action_set, rows_of(action_set, 6))
+        config = small(model, data, tmp_path / "out", max_steps=1)
+        with pytest.raises(ConfigError, match=f"taught {taught}, the rows of {data} are of {action_set}; ") as caught:
+            train_grpo(config)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(ConfigError, match=f"are of {action_set}, the config says {taught}; set it to auto"):
+            train_grpo(dataclasses.replace(config, action_set=taught))
     assert not (tmp_path / "out").exists()
 
 

@@ -95,6 +95,24 @@ def test_the_steps_are_what_the_pipeline_runs(tmp_path: Path) -> None:
     assert [stage for stage, _, _ in read_steps(tmp_path)] == ["generate", "train", "evaluate", "report"]
 
 
+@pytest.mark.parametrize("action_set", ["cycle", "skip", "choose"])
+def test_the_action_set_reaches_every_step(action_set, tmp_path: Path) -> None:
+    few, many = (replace(REPORT, run=replace(RUN, answers=answers)) for answers in (2.0, 5.0))
+    config = TuneConfig(minutes=20, action_set=action_set)
+    plan = make_plan(config, few, FOLDER)
+    for step in plan.steps:
+        (tmp_path / f"{step.name}.yaml").write_text(step.text)
+    given = {stage: config.to_dict().get("action_set", "none") for stage, _, config in read_steps(tmp_path)}
+    taken = "auto" if action_set == "cycle" else action_set
+    assert given == {"generate": action_set, "train": taken, "evaluate": action_set, "report": "none"}
+    assert any("action_set" in step.text for step in plan.steps) == (action_set != "cycle")
+    dear = make_plan(config, many, FOLDER)
+    rows = [
+        settings["sample_fraction"] * len(settings["seeds"]) for settings in (settings_of(p)[0] for p in (plan, dear))
+    ]
+    assert dear.seconds <= 1.1 * 60 * 20 and rows[1] < rows[0], "a label of five answers takes four branches"
+
+
 # ---------------------------------------------------------------------- the verdict
 
 

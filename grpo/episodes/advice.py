@@ -21,8 +21,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..models.folder import SHIPPED
-from ..policies.rules import BASELINES, ROLLOUT
-from ..records import EpisodeResult
+from ..policies.names import bare_name, is_model
+from ..policies.rules import ROLLOUT
+from ..records import ActionSet, EpisodeResult
 from .report import ALL, FEWEST_PAIRS, display_names, on_same_traffic, sign_flip_p
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def advise(episodes: Sequence[EpisodeResult]) -> list[Advice]:
 def _advise(scenario: str, episodes: Sequence[EpisodeResult]) -> Advice | None:
     runs: dict[str, list[EpisodeResult]] = {}
     for episode in episodes:
-        if episode.policy != ROLLOUT:
+        if bare_name(episode.policy) != ROLLOUT:
             runs.setdefault(episode.policy, []).append(episode)
     results = {policy: found for policy, found in runs.items() if any(e.measures for e in found)}
     if len(results) < 2:
@@ -160,10 +161,12 @@ def _group_p(values: np.ndarray, places: np.ndarray) -> float:
 # ---------------------------------------------------------------------- in words
 
 
-def advice_lines(episodes: Sequence[EpisodeResult], scenarios: Mapping[str, Path]) -> list[str]:
+def advice_lines(
+    episodes: Sequence[EpisodeResult], scenarios: Mapping[str, Path], action_set: ActionSet = "cycle"
+) -> list[str]:
     """The advice as lines to print: sentences for each case, then the commands that follow from it.
 
-    ``scenarios`` are the files by name.
+    ``scenarios`` are the files by name, ``action_set`` is that of the policies whose names carry none.
     """
     advices = advise(episodes)
     policies = list(dict.fromkeys(episode.policy for episode in episodes))
@@ -173,7 +176,10 @@ def advice_lines(episodes: Sequence[EpisodeResult], scenarios: Mapping[str, Path
         where = f"{advice.scenario}: " if len(advices) > 1 else ""
         lines += [f"advice: {where}{line}" for line in sentences(advice, names)]
     if len(scenarios) < FEWEST_PAIRS:  # else the advice is about networks of the kind, and names none
-        lines += [f"  {command}" for command in _commands(advices, policies, scenarios, {e.seed for e in episodes})]
+        paths = {name: shlex.quote(str(path)) for name, path in scenarios.items()}
+        if action_set != "cycle":
+            paths = {name: f"{path} --action-set {action_set}" for name, path in paths.items()}
+        lines += [f"  {command}" for command in _commands(advices, policies, paths, {e.seed for e in episodes})]
     return lines
 
 
@@ -205,9 +211,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _commands(
-    advices: Sequence[Advice], policies: Sequence[str], scenarios: Mapping[str, Path], seeds: set[int]
+    advices: Sequence[Advice], policies: Sequence[str], paths: Mapping[str, str], seeds: set[int]
 ) -> Iterator[str]:
-    paths = {name: shlex.quote(str(path)) for name, path in scenarios.items()}
     fresh = max(seeds) + 1
     last = fresh + max(_LEAST_FRESH, 2 * len(seeds)) - 1
     for advice in [advice for advice in advices if advice.unclear][:_MOST_COMMANDS]:
@@ -216,8 +221,10 @@ def _commands(
             f"grpo evaluate {paths[advice.scenario]} --policy {shlex.join([advice.best, *advice.unclear])} "
             f"--seeds $(seq {fresh} {last}) --output-dir {output}   # fresh seeds may tell"
         )
-    models = [policy for policy in policies if policy not in BASELINES]
-    untuned = bool(models) and all(model in SHIPPED for model in models)  # one's own has learned here, or was not to
+    models = [policy for policy in policies if is_model(policy)]
+    untuned = bool(models) and all(
+        bare_name(model) in SHIPPED for model in models
+    )  # one's own has learned here, or was not to
     for advice in [advice for advice in advices if untuned and advice.best not in models][:_MOST_COMMANDS]:
         yield (
             f"grpo tune {paths[advice.scenario]}   # about {TUNE_MINUTES} minutes: a model that has learned here may "

@@ -58,6 +58,8 @@ class Pace:
     greens: float
     """Mean number of greens of a light: the length of what a model reads."""
     cores: int
+    answers: float = 2.0
+    """Mean number of answers that are open at a decision: a label takes a branch for each but one."""
 
     @classmethod
     def of(cls, report: Report) -> Self:
@@ -77,6 +79,7 @@ class Pace:
             step_s=run.seconds_per_hour / 3600 * _FILLING,
             greens=sum(greens) / len(greens),
             cores=run.cores,
+            answers=run.answers,
         )
 
     def episode_s(self, *, model: bool) -> float:
@@ -92,13 +95,16 @@ class Pace:
         return START_S["evaluate"] + seeds * of_all / self.cores
 
     def label_s(self, horizon_s: int, *, model: bool) -> float:
-        """Seconds of one core for one label: another future is simulated over the horizon."""
+        """Seconds of one core for one label: the futures of all answers but one are simulated over the horizon."""
+        return (self.answers - 1) * self._branch_s(horizon_s, model=model)
+
+    def _branch_s(self, horizon_s: int, *, model: bool) -> float:
         per_second = self.decisions / (3600 * self.hours) * (_MODEL_DECISION if model else _RULE_DECISION)
         return _BRANCH + horizon_s * (self.step_s + per_second)
 
     def recording_s(self, *, deciding: int) -> float:
         """Seconds that `record` adds to an evaluation with so many controllers that decide light by light."""
-        labels = 2 * min(self.decisions, MOST_FUTURES) * self.label_s(_RECORDED_HORIZON_S, model=False)
+        labels = self.answers * min(self.decisions, MOST_FUTURES) * self._branch_s(_RECORDED_HORIZON_S, model=False)
         return deciding * labels / min(self.cores, deciding)
 
     def sft_s(self, rows: int, *, batch: int = 32) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..policies.rules import BASELINES
+from ..policies.names import is_model
 from ..records import EpisodeResult
 from ..system.errors import OutputError, one_line
 from ..system.files import temporary_name
@@ -176,7 +176,7 @@ def _delay_panel(
         policy, mean = entry["policy"], entry["avg_delay_s"]["mean"]
         known = [value for value in dots[policy] if value is not None]
         axis.plot(known, [row] * len(known), "o", color=_FAINT, markersize=4, zorder=2)
-        colour = _BASELINE_COLOUR if policy in BASELINES else _MODEL_COLOUR
+        colour = _MODEL_COLOUR if is_model(policy) else _BASELINE_COLOUR
         notes = [f"{entry[key]} {key}" for key in ("jammed", "failed") if entry[key]]
         text = ", ".join(["no result" if mean is None else f"{mean:.1f}", *notes])
         if interval := entry["avg_delay_s"]["interval_95"]:

@@ -5,8 +5,8 @@ beside a loaded model, is not exactly the first (seen: 43.0 s and 44.1 s of mean
 alone in a fresh process it is the same every time and for every policy, and a crash in it leaves the policy's
 process, with its loaded model, as it was.
 
-The ``rollout`` policy needs the simulation itself and so decides in its process: at every decision both actions are
-simulated from the present instant, random future included, and the better one is taken. It knows what no junction
+The ``rollout`` policy needs the simulation itself and so decides in its process: at every decision all open actions are
+simulated from the present instant, random future included, and the best one is taken. It knows what no junction
 can know and is an upper bound, not a rival.
 """
 
@@ -34,8 +34,8 @@ from ..records import (
     EpisodeSeries,
     Observation,
     TripMeasures,
-    advantage_of_extending,
     best_of,
+    costs_of,
     mean_outcomes,
     time_text,
 )
@@ -63,7 +63,7 @@ class EpisodeSpec:
     time_to_teleport: int
     """Seconds; -1 is never."""
     search: RolloutSpec | None = None
-    """Decide by the better of both simulated futures, judged over this horizon; no policy is asked then."""
+    """Decide by the best of all simulated futures, judged over this horizon; no policy is asked then."""
     record: RolloutSpec | None = None
     """Record what happens, and what the other answers would have led to over this horizon."""
 
@@ -246,7 +246,7 @@ def better_actions(simulation: TrafficSimulation, due: Sequence[Observation], ho
         found = futures[light]
         if isinstance(found, BranchError):
             raise SimulatorCrash(f"{simulation.sumocfg}: a simulated future at {time_text(simulation.time)} s {found}")
-        actions.append(best_of(advantage_of_extending(mean_outcomes(found), {"delay_veh_s": 1.0})))
+        actions.append(best_of(costs_of(mean_outcomes(found), {"delay_veh_s": 1.0})))
     return actions
 
 

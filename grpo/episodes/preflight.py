@@ -5,20 +5,23 @@ Nothing is written. What is refused here the other stages refuse too, with the s
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from ..config import SignalConfig
 from ..labels.counterfactual import RolloutSpec, drive, simulate_actions
-from ..policies.rules import make_rule_policy
+from ..policies.rules import Policy, make_rule_policy
+from ..records import ActionSet, Decision, Observation
 from ..simulator.monitor import first_of_each
 from ..simulator.network import Network, in_copy, read_network
 from ..simulator.scenario_files import find_scenarios
-from ..simulator.signals import SignalSettings
+from ..simulator.signals import SignalPlan, SignalSettings
 from ..simulator.sumo_options import why_not_used
 from ..sumo_interface import TrafficSimulation
 from ..system.errors import ConfigError, ScenarioError
@@ -49,6 +52,10 @@ class LightReport:
     asked: bool
     """Whether some green leaves something to decide."""
     notes: tuple[str, ...]
+    any_order: bool = False
+    """Whether a green may be followed by others than the next of the cycle."""
+    max_red: int | None = None
+    """Seconds for which nobody is held at red for longer; ``None`` in a fixed cycle and where it is not controlled."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class RunReport:
     """Real seconds of one simulation to the scenario's end; ``None`` where it names none."""
     labels_per_hour: int | None
     cores: int
+    answers: float = 2.0
+    """Mean number of answers that are open at a decision."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Report:
     """All that is said of a scenario."""
 
     scenario: str
+    action_set: ActionSet = "cycle"
     error: str | None = None
     begin: float | None = None
     end: float | None = None
@@ -103,8 +113,9 @@ def examine(sumocfg: Path, settings: SignalSettings, *, seconds: int) -> Report:
     return report
 
 
-def examine_one(sumocfg: str | Path) -> Report:
-    """The report on one scenario under the default signal settings, with a longer run where nothing happens at first.
+def examine_one(sumocfg: str | Path, action_set: ActionSet = "cycle") -> Report:
+    """The report on one scenario under the default signal settings in an action set, with a longer run where nothing
+    happens at first.
 
     Raises :class:`ScenarioError`, with the words of `grpo check`, where that refuses it, and :class:`ConfigError` for a
     folder of several.
@@ -112,7 +123,7 @@ def examine_one(sumocfg: str | Path) -> Report:
     found = find_scenarios([sumocfg])
     if len(found) > 1:
         raise ConfigError([f"{sumocfg}: holds {len(found)} scenarios; give one .sumocfg file"])
-    settings = SignalSettings.from_config(SignalConfig())
+    settings = SignalSettings.from_config(SignalConfig(action_set=action_set))
     report = examine(found[0], settings, seconds=_SHORT_RUN_S)
     if report.run and not report.run.decisions:
         report = examine(found[0], settings, seconds=_LONGER_RUN_S)
@@ -127,6 +138,7 @@ def _examine(sumocfg: Path, settings: SignalSettings, seconds: int) -> Report:
     lights = tuple(_light(network, name, settings) for name in network.lights)
     return Report(
         scenario=str(sumocfg),
+        action_set=settings.action_set,
         error=_error(sumocfg, network, run),
         begin=network.begin,
         end=network.end if network.end < float("inf") else None,
@@ -169,6 +181,8 @@ def _light(network: Network, name: str, settings: SignalSettings) -> LightReport
     if plan and plan.inserted_yellows:
         count = plan.inserted_yellows
         notes.append(f"{count} changes from green to red without yellow: {settings.yellow_seconds} s are inserted")
+    if plan and settings.action_set != "cycle" and not plan.any_order:
+        notes.append("keeps the order of its cycle: somebody is let go only in a stage between two of its greens")
     if plan and not all(asked):
         notes.append(f"{asked.count(False)} greens whose limits leave nothing to decide: they last their longest")
     return LightReport(
@@ -181,7 +195,21 @@ def _light(network: Network, name: str, settings: SignalSettings) -> LightReport
         greens=tuple(f"{green.min_green}-{green.max_green}" for green in greens),
         asked=any(asked),
         notes=tuple(notes),
+        any_order=plan is not None and plan.any_order,
+        max_red=None if plan is None or settings.action_set == "cycle" else _max_red(plan, settings),
     )
+
+
+def _max_red(plan: SignalPlan, settings: SignalSettings) -> int:
+    """Seconds for which nobody is held at red for longer: the setting, or a round if that is longer.
+
+    Where greens follow in order: all others at their longest; the whole cycle where somebody is let go in a stage.
+    """
+    if settings.action_set == "choose" and plan.any_order:
+        return math.ceil(max(settings.max_red, plan.round_s(settings.extend_seconds)))
+    into = [max(change.seconds for (_, b), change in plan.changes.items() if b == k) for k in range(len(plan.greens))]
+    longest = [green.max_green for green in plan.greens]
+    return math.ceil(sum(into) + sum(longest) - (min(longest) if plan.any_order else 0))
 
 
 # ---------------------------------------------------------------------- the short run
@@ -192,24 +220,26 @@ def _short_run(sumocfg: Path, network: Network, settings: SignalSettings, second
     classes: Counter[str] = Counter()
     with TrafficSimulation(sumocfg, seed=1, settings=settings) as simulation:
         measurement = simulation.measure()
+        policy = _Counting(make_rule_policy("delay_balance", seed=1))
 
         def after_step() -> None:
             measurement.record()
             classes.update(simulation.departed_classes())
 
         start = time.perf_counter()
-        drive(simulation, make_rule_policy("delay_balance", seed=1), seconds, after_step=after_step)
+        drive(simulation, policy, seconds, after_step=after_step)
         real_s = time.perf_counter() - start
         outcome = measurement.outcome()
         asked = sum(map(len, simulation.decisions.values()))
         violations, faults = simulation.judge_signals()
         waiting, people = len(simulation.waiting_vehicles()), simulation.events.people
-        label_s = _label_seconds(simulation)
+        branch_s = _branch_seconds(simulation)
+    answers = round(fmean(policy.answers), 2) if policy.answers else 2.0
     cores = usable_workers(1024)
     whole = network.end - network.begin
     labels = None
-    if label_s is not None and asked:
-        labels = _rounded(3600 * cores / (label_s + real_s / (_SAMPLED * asked)))
+    if branch_s is not None and asked:
+        labels = _rounded(3600 * cores / ((answers - 1) * branch_s + real_s / (_SAMPLED * asked)))
     return RunReport(
         seconds=seconds,
         decisions=asked,
@@ -227,10 +257,25 @@ def _short_run(sumocfg: Path, network: Network, settings: SignalSettings, second
         seconds_per_episode=float(f"{real_s / seconds * whole:.2g}") if whole < float("inf") else None,
         labels_per_hour=labels,
         cores=cores,
+        answers=answers,
     )
 
 
-def _label_seconds(simulation: TrafficSimulation) -> float | None:
+class _Counting:
+    """A policy, and how many answers were open to it at each decision."""
+
+    fallbacks = 0
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.answers: list[int] = []
+
+    def decide(self, observations: list[Observation]) -> list[Decision]:
+        self.answers += [len(observation.choices) for observation in observations]
+        return self._policy.decide(observations)
+
+
+def _branch_seconds(simulation: TrafficSimulation) -> float | None:
     """Real seconds that one more branch costs, at the next decision; ``None`` where there is none soon."""
     for _ in range(120):
         if simulation.finished:
@@ -241,7 +286,7 @@ def _label_seconds(simulation: TrafficSimulation) -> float | None:
                 simulate_actions(simulation, due[0].junction_id, due, _LABEL)
             except BranchError as error:
                 raise ScenarioError(f"{simulation.sumocfg}: a simulated future {error}") from None
-            return (time.perf_counter() - start) / 2
+            return (time.perf_counter() - start) / len(due[0].choices)
         simulation.step()
     return None
 

@@ -1,12 +1,12 @@
-"""What one episode looked like: vehicles, signals, decisions, and what the other answer would have led to.
+"""What one episode looked like: vehicles, signals, decisions, and what the other answers would have led to.
 
 Made in the simulation's own process beside the episode, which it does not change; plain data, kept as packed JSON.
 Seconds count from the begin of the episode.
 
-At a decision both answers are simulated from that instant, in copies of the process: the asked light gives the answer,
-then every light follows the rule of ``RolloutSpec`` to its horizon. Of an episode with more than some
+At a decision every open answer is simulated from that instant, in copies of the process: the asked light gives the
+answer, then every light follows the rule of ``RolloutSpec`` to its horizon. Of an episode with more than some
 :data:`MOST_FUTURES` decisions a share is chosen, by a hash of the instant. The decisions that cost most are kept with
-all that happened around the light in both futures.
+all that happened around the light after the answer that was given and after the best of the others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ..labels.counterfactual import RolloutSpec, drive
-from ..prompt_builder import PromptFormat, build_prompt, system_prompt
-from ..records import ACTIONS, Action, Decision, Observation, Outcome, time_text
+from ..prompt_builder import PromptFormat, answers_of, build_prompt, listed_phases, system_prompt
+from ..records import Action, Decision, Observation, Outcome, best_of, time_text
 from ..simulator.drawing import Drawing
 from ..simulator.phases import opened
 from ..simulator.storage import Storage
@@ -35,9 +35,9 @@ from ..sumo_interface import TrafficSimulation
 from ..system.errors import DataError, ScenarioError
 from ..system.forks import BranchError, Forks
 
-VERSION = 1
+VERSION = 2
 MOST_FUTURES = 1500
-"""Decisions of an episode of which both futures are simulated, about."""
+"""Decisions of an episode of which all futures are simulated, about."""
 WORST = 10
 ALLOWANCE_S = 7200.0
 """Real seconds that recording may take beside the episode itself; each future has a deadline of its own."""
@@ -63,14 +63,10 @@ class _Future:
 class _Labelled:
     second: int
     light: str
-    action: Action
+    cost_veh_s: float
+    """Delay that the given answer led to, minus that of the best other one."""
     futures: dict[Action, _Future]
-
-    @property
-    def cost_veh_s(self) -> float:
-        """Delay that the given answer led to, minus that of the other."""
-        other: Action = "no" if self.action == "yes" else "yes"
-        return self.futures[self.action].outcome.delay_veh_s - self.futures[other].outcome.delay_veh_s
+    """Of these two, in the order of the choices."""
 
 
 class Recorder:
@@ -89,35 +85,39 @@ class Recorder:
         self._delay: list[int] = []
         self._outside: list[int] = []
         self._fill: list[list[int]] = []
-        self._labelled: list[tuple[int, str, Action, dict[Action, Outcome]]] = []
+        self._outcomes: list[tuple[int, str, dict[Action, Outcome]]] = []
         self._worst: list[tuple[float, int, _Labelled]] = []
         whole = network.end - network.begin
         asked = len(simulation.plans) * (whole if math.isfinite(whole) else 3600) / simulation.settings.extend_seconds
         self._share = min(1.0, MOST_FUTURES / max(1.0, asked))
 
     def decided(self, due: Sequence[Observation], actions: Sequence[Action]) -> None:
-        """Simulate what the answers and their opposites lead to; call before they are carried out.
+        """Simulate what the answers and all others lead to; call before they are carried out.
 
         Raises :class:`ScenarioError` where a branch fails.
         """
         for observation, action in zip(due, actions, strict=True):
             place = f"{self._simulation.seed}/{time_text(self._simulation.time)}/{observation.junction_id}"
             if int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "big") < self._share * 2**32:
-                self._label(observation.junction_id, action, due)
+                self._label(observation, action, due)
 
-    def _label(self, light: str, action: Action, due: Sequence[Observation]) -> None:
+    def _label(self, observation: Observation, action: Action, due: Sequence[Observation]) -> None:
+        light = observation.junction_id
         with Forks(slots=1, timeout_s=_TIMEOUT_S) as forks:
-            for answer in ACTIONS:
+            for answer in observation.choices:
                 forks.start(answer, partial(self._future, light, answer, due))
-            futures = dict(forks.drain())
-        for found in futures.values():
-            if isinstance(found, BranchError):
-                raise ScenarioError(f"{self._simulation.sumocfg}: a simulated future {found}")
-        labelled = _Labelled(self._seconds, light, action, futures)
-        outcomes = {answer: future.outcome for answer, future in futures.items()}
-        self._labelled.append((self._seconds, light, action, outcomes))
-        if labelled.cost_veh_s > 0:
-            heapq.heappush(self._worst, (labelled.cost_veh_s, -len(self._labelled), labelled))
+            found = dict(forks.drain())
+        for future in found.values():
+            if isinstance(future, BranchError):
+                raise ScenarioError(f"{self._simulation.sumocfg}: a simulated future {future}")
+        futures: dict[Action, _Future] = {answer: found[answer] for answer in observation.choices}
+        self._outcomes.append((self._seconds, light, {answer: one.outcome for answer, one in futures.items()}))
+        delays = {answer: one.outcome.delay_veh_s for answer, one in futures.items()}
+        other = best_of({answer: delay for answer, delay in delays.items() if answer != action})
+        if (cost := delays[action] - delays[other]) > 0:
+            both = {answer: one for answer, one in futures.items() if answer in (action, other)}
+            labelled = _Labelled(self._seconds, light, cost, both)
+            heapq.heappush(self._worst, (cost, -len(self._outcomes), labelled))
             if len(self._worst) > WORST:
                 heapq.heappop(self._worst)
 
@@ -161,6 +161,7 @@ class Recorder:
         simulation, begin = self._simulation, self._simulation.begin
         return {
             "version": VERSION,
+            "action_set": simulation.settings.action_set,
             "begin": begin,
             "seconds": self._seconds,
             "map": self._drawing.content(),
@@ -175,8 +176,8 @@ class Recorder:
             "approaches": [_approach(approach, begin) for approach in self._tracks.approaches],
             "horizon": {"seconds": self._horizon.seconds, "rule": self._horizon.rollout_policy, "share": self._share},
             "futures": [
-                [second, light, *(_figures(outcomes[answer]) for answer in ACTIONS)]
-                for second, light, _, outcomes in self._labelled
+                [second, light, [[answer, _figures(outcome)] for answer, outcome in outcomes.items()]]
+                for second, light, outcomes in self._outcomes
             ],
             "worst": [_worst(labelled) for _, _, labelled in sorted(self._worst, reverse=True)],
         }
@@ -242,9 +243,9 @@ def _figures(outcome: Outcome) -> list[float]:
 
 
 def _worst(labelled: _Labelled) -> dict[str, Any]:
-    futures = {
-        answer: asdict(future) | {"outcome": _figures(future.outcome)} for answer, future in labelled.futures.items()
-    }
+    futures = [
+        [answer, asdict(future) | {"outcome": _figures(future.outcome)}] for answer, future in labelled.futures.items()
+    ]
     return {
         "second": labelled.second,
         "light": labelled.light,
@@ -261,18 +262,26 @@ def _columns(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 # ---------------------------------------------------------------------- decisions, and files
 
 
-DecisionRow = tuple[float, str, str, Action, float | None, str]
-"""SUMO's time, light, phase, answer, probability of ``yes`` of a language model, and what was read."""
+DecisionRow = tuple[float, str, str, Action, float | None, str, str, list[str] | None]
+"""SUMO's time, light, phase, action, its probability of a language model, what was read, the answer as a model writes
+it, and phases: where greens are skipped the current one and the one that ``no`` leads to, where any may follow those
+that are numbered in what was read, in a fixed cycle ``None``."""
 
 
 def decision_row(observation: Observation, decision: Decision, *, prompt_format: PromptFormat) -> DecisionRow:
     """One decision, as it is recorded."""
-    probability = None if decision.p_extend is None else round(decision.p_extend, 4)
-    prompt = build_prompt(observation, prompt_format.fields)
+    probability = None if decision.probability is None else round(decision.probability, 4)
+    prompt, answer = build_prompt(observation, prompt_format.fields), answers_of(observation)[decision.action]
     return (
         *(observation.simulation_time, observation.junction_id, observation.current_phase_id),
-        *(decision.action, probability, prompt),
+        *(decision.action, probability, prompt, answer, _phases_named(observation)),
     )
+
+
+def _phases_named(observation: Observation) -> list[str] | None:
+    if observation.action_set == "choose":
+        return listed_phases(observation)
+    return None if observation.next_phase_id is None else [observation.current_phase_id, observation.next_phase_id]
 
 
 def about_decisions(rows: Sequence[DecisionRow], begin: float, prompt_format: PromptFormat | None) -> Recording:

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from ..models.folder import SHIPPED
-from ..policies.rules import BASELINES, ROLLOUT
+from ..policies.names import bare_name, is_model
+from ..policies.rules import ROLLOUT
 from ..records import EpisodeResult, TripMeasures
 from ..system.console import table
 from ..system.files import write_text
@@ -203,24 +204,32 @@ _SAYS_NOTHING = ("model",)
 
 
 def display_names(policies: Sequence[str]) -> dict[str, str]:
-    """Short name of each policy: a model's folder, with as many parents as it takes to tell two apart."""
+    """Short name of each policy: a model's folder, with as many parents as it takes to tell two apart; the action set
+    that it carries stays."""
+    places = {policy: [*_place(policy)] for policy in policies}
     names = {}
-    for policy in policies:
-        parts = policy.rstrip("/").split("/")
-        length = min(len(parts), 1 + (parts[-1] in _SAYS_NOTHING))
+    for policy, parts in places.items():
+        length = min(len(parts), 1 + (bare_name(parts[-1]) in _SAYS_NOTHING))
         while length < len(parts) and any(
-            other != policy and other.rstrip("/").split("/")[-length:] == parts[-length:] for other in policies
+            other != policy and place[-length:] == parts[-length:] for other, place in places.items()
         ):
             length += 1
         names[policy] = "/".join(parts[-length:])
     return names
 
 
+def _place(policy: str) -> Iterator[str]:
+    """The folders of a model, the last one with the action set that its name carries."""
+    name = bare_name(policy)
+    *above, last = name.rstrip("/").split("/")
+    yield from (*above, last + policy[len(name) :])
+
+
 def compared_policies(policies: Sequence[str]) -> list[str]:
     """Whose differences to the others are shown, in this order: the user's own models, the last given first, then the
     shipped ones; without a model, the last policy given."""
-    models = [policy for policy in reversed(policies) if policy not in BASELINES]
-    return sorted(models, key=lambda policy: policy in SHIPPED) or list(policies[-1:])
+    models = [policy for policy in reversed(policies) if is_model(policy)]
+    return sorted(models, key=lambda policy: bare_name(policy) in SHIPPED) or list(policies[-1:])
 
 
 # ---------------------------------------------------------------------- tables
@@ -278,7 +287,7 @@ def best_line(summary: Sequence[Summary]) -> str | None:
 
     ``rollout``, which knows the future, is no controller; one that failed more often than another is not the best.
     """
-    entries = [e for e in summary if e["scenario"] == ALL and e["policy"] != ROLLOUT]
+    entries = [e for e in summary if e["scenario"] == ALL and bare_name(e["policy"]) != ROLLOUT]
     entries = [e for e in entries if e["failed"] == min(other["failed"] for other in entries)]
     ranked = sorted(
         (e for e in entries if e["avg_delay_s"]["mean"] is not None), key=lambda e: e["avg_delay_s"]["mean"]

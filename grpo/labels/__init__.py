@@ -1,1 +1,1 @@
-"""The outcomes of both actions from one instant, and the rows that hold them. Free of torch and of rewards."""
+"""The outcomes of every open action from one instant, and the rows that hold them. Free of torch and of rewards."""

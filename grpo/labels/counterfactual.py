@@ -3,7 +3,8 @@
 :func:`simulate_actions` is the definition: a branch for each action, in which every light follows the rollout
 policy from its next decision on. :class:`Counterfactuals` gives the same numbers with fewer branches, beside a run
 that goes on: the action that the rollout policy would take leads, for every light asked at that second, into one
-and the same future, and as long as the run itself follows the rollout policy the run is that future.
+and the same future, and as long as the run itself follows the rollout policy the run is that future. So K open
+actions take K - 1 branches, and a share of that one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from ..policies.language_model import light_policy
 from ..policies.rules import Policy
-from ..records import ACTIONS, Action, Observation, Outcome, time_text
+from ..records import Action, ActionSet, Observation, Outcome, time_text
 from ..simulator.measurement import Measurement
 from ..sumo_interface import TrafficSimulation
 from ..system.forks import BranchError, Forks, killed_if_hanging
 
 Futures = list[dict[Action, Outcome]]
-"""Outcomes of both actions in each random future of one decision point."""
+"""Outcomes of every open action, in the order of the choices, in each random future of one decision point."""
 
 
 class RolloutSettings(Protocol):
@@ -36,6 +37,8 @@ class RolloutSettings(Protocol):
     def outcome_scope(self) -> Literal["network", "neighbourhood"]: ...
     @property
     def num_futures(self) -> int: ...
+    @property
+    def action_set(self) -> ActionSet: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class RolloutSpec:
     scope: Literal["network", "neighbourhood"]
     num_futures: int = 1
     branch_timeout_s: float = 120.0
+    action_set: ActionSet = "cycle"
 
     @classmethod
     def of(cls, settings: RolloutSettings, *, branch_timeout_s: float) -> Self:
@@ -57,11 +61,12 @@ class RolloutSpec:
             scope=settings.outcome_scope,
             num_futures=settings.num_futures,
             branch_timeout_s=branch_timeout_s,
+            action_set=settings.action_set,
         )
 
     def policy(self) -> Policy:
         """The rollout policy; what it does depends on what it is shown alone."""
-        return light_policy(self.rollout_policy, seed=0)
+        return light_policy(self.rollout_policy, seed=0, action_set=self.action_set)
 
     def edges(self, simulation: TrafficSimulation, junction_id: str) -> frozenset[str] | None:
         """Where the outcome of a light is measured; ``None`` is the whole network."""
@@ -100,15 +105,16 @@ def future_seed(seed: int, time: float, future: int) -> int | None:
 def simulate_actions(
     simulation: TrafficSimulation, junction_id: str, due: Sequence[Observation], spec: RolloutSpec
 ) -> Futures:
-    """Outcomes of both actions of one due light, a branch for each. The simulation stays put.
+    """Outcomes of every open action of one due light, a branch for each. The simulation stays put.
 
     Raises :class:`BranchError` where a branch failed.
     """
+    choices = next(observation.choices for observation in due if observation.junction_id == junction_id)
     futures: Futures = [{} for _ in range(spec.num_futures)]
     with Forks(slots=1, timeout_s=spec.branch_timeout_s) as forks:
         for number in range(spec.num_futures):
             seed = future_seed(simulation.seed, simulation.time, number)
-            for action in ACTIONS:
+            for action in choices:
                 windows = _Windows(simulation, spec)
                 windows.open(Window(junction_id, number, action), junction_id)
                 forced = {junction_id: action}
@@ -118,7 +124,11 @@ def simulate_actions(
                 raise value
             for window, outcome in value:
                 futures[window.future][window.action] = outcome
-    return futures
+    return _in_order(futures, choices)
+
+
+def _in_order(futures: Futures, choices: Sequence[Action]) -> Futures:
+    return [{action: future[action] for action in choices} for future in futures]
 
 
 class Window(NamedTuple):
@@ -195,13 +205,14 @@ class _Windows:
 class _Point:
     """A decision point whose outcomes are being collected."""
 
+    choices: tuple[Action, ...]
     futures: Futures
     missing: int
     cause: str | None = None
 
 
 class Counterfactuals:
-    """Outcomes of both actions at decision points of a run that goes on meanwhile.
+    """Outcomes of every open action at decision points of a run that goes on meanwhile.
 
     Every second: ``due``, then :meth:`step`; after the run :meth:`finish`.
     """
@@ -246,16 +257,20 @@ class Counterfactuals:
             return
         decisions = self._policy.decide(list(due)) if due else []
         rollout = {o.junction_id: decision.action for o, decision in zip(due, decisions, strict=True)}
-        for point in to_label.values():
+        choices = {o.junction_id: o.choices for o in due}
+        for junction_id, point in to_label.items():
             futures: Futures = [{} for _ in range(self._spec.num_futures)]
-            self._points[point] = _Point(futures, missing=2 * len(futures))
+            missing = len(choices[junction_id]) * len(futures)
+            self._points[point] = _Point(choices[junction_id], futures, missing)
         for future in range(self._spec.num_futures):
             seed = future_seed(self._simulation.seed, self._simulation.time, future)
             windows = _Windows(self._simulation, self._spec) if future else self._windows
             for junction_id, point in to_label.items():
                 window = Window(point, future, rollout[junction_id])
                 windows.open(window, junction_id)
-                self._branch_other(junction_id, window._replace(action=_other_action(window.action)), due, seed)
+                for action in choices[junction_id]:
+                    if action != window.action:
+                        self._branch_other(junction_id, window._replace(action=action), due, seed)
             if future and to_label:
                 self._branch(windows, due, seed)
         if self._windows.open_windows and any(actions[light] != action for light, action in rollout.items()):
@@ -264,7 +279,10 @@ class Counterfactuals:
     def _labelled(self) -> list[tuple[Any, Futures | BranchError]]:
         complete = [key for key, point in self._points.items() if point.missing == 0]
         points = [(key, self._points.pop(key)) for key in complete]
-        return [(key, point.futures if point.cause is None else BranchError(point.cause)) for key, point in points]
+        return [
+            (key, _in_order(point.futures, point.choices) if point.cause is None else BranchError(point.cause))
+            for key, point in points
+        ]
 
     def finish(self) -> list[tuple[Any, Futures | BranchError]]:
         """The remaining results; the run is over."""
@@ -306,7 +324,3 @@ class Counterfactuals:
             point = self._points[window.point]
             point.futures[window.future][window.action] = outcome
             point.missing -= 1
-
-
-def _other_action(action: Action) -> Action:
-    return "no" if action == "yes" else "yes"

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..records import ACTIONS, Action, GRPODataEntry, Outcome, read_json, row_to_json
+from ..records import Action, GRPODataEntry, Outcome, read_json, row_to_json
 from ..system.errors import DataError, OutputError
 from ..system.files import digest, write_json
 
@@ -37,7 +37,7 @@ def fill_outcomes(rows: list[GRPODataEntry], file: Path, simulate: Simulate) -> 
     known = _read(store)
     states = {name: _state(file.parent / name) for name in {str(row.state_file) for row in lacking}}
     keys = {row.id: _key(row, states[str(row.state_file)]) for row in lacking}
-    to_do = [row for row in lacking if keys[row.id] not in known]
+    to_do = [row for row in lacking if known.get(keys[row.id], {}).keys() != set(row.choices)]
     for start in range(0, len(to_do), _CHUNK):
         chunk = to_do[start : start + _CHUNK]
         for row, outcomes in zip(chunk, simulate(chunk), strict=True):
@@ -45,7 +45,7 @@ def fill_outcomes(rows: list[GRPODataEntry], file: Path, simulate: Simulate) -> 
                 known[keys[row.id]] = outcomes
         log.info("%s: simulated %d of %d rows without outcomes", file, start + len(chunk), len(to_do))
         _write(store, known)
-    failed = sum(key not in known for key in keys.values())
+    failed = sum(known.get(keys[row.id], {}).keys() != set(row.choices) for row in lacking)
     if failed:
         log.warning("%s: %d of %d rows could not be simulated; they have no traffic reward", file, failed, len(lacking))
     return [dataclasses.replace(row, outcomes=known.get(keys[row.id])) if row.id in keys else row for row in rows]
@@ -70,7 +70,7 @@ def _read(store: Path) -> dict[str, dict[Action, Outcome]]:
     except DataError as error:
         log.warning("%s", error)
         return {}
-    return {key: pair for key, pair in found.items() if set(pair) == set(ACTIONS)}
+    return found
 
 
 def _write(store: Path, known: dict[str, dict[Action, Outcome]]) -> None:

@@ -6,9 +6,9 @@ A ``state_file`` holds what a run was made of and every decision that was taken 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..records import Action, GRPODataEntry, Outcome, mean_outcomes, read_json, time_text
 from ..simulator.network import scenario_digest
@@ -40,6 +40,13 @@ class RunRecord:
         scenario = scenario_digest(simulation.sumocfg)
         return cls(simulation.seed, simulation.settings, scenario, lights, simulation.decisions)
 
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept; of a fixed cycle without the settings that matter to other action sets alone."""
+        record = asdict(self)
+        if self.settings.action_set == "cycle":
+            del record["settings"]["action_set"], record["settings"]["max_red"]
+        return record
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a ``state_file``; raises :class:`DataError` where it is none."""
@@ -49,7 +56,7 @@ class RunRecord:
 def simulate_run(
     rows: Sequence[GRPODataEntry], folder: Path, *, branch_timeout_s: float
 ) -> list[Futures | BranchError]:
-    """Simulate both actions of rows that share one ``state_file``, by replaying their run once.
+    """Simulate every open action of rows that share one ``state_file``, by replaying their run once.
 
     ``folder`` is the dataset's folder, to which the rows' paths are relative. Raises :class:`DataError` where the
     state is absent, or the scenario is no longer what it was made from.

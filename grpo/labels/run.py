@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -20,14 +20,15 @@ from ..records import (
     Action,
     GRPODataEntry,
     Observation,
-    advantage_of_extending,
+    advantage_of,
     best_of,
+    costs_of,
     mean_outcomes,
     row_to_json,
-    rows_from_json,
     spread_of_advantage,
     time_text,
 )
+from ..rows import rows_from_json
 from ..simulator.monitor import first_of_each
 from ..simulator.signals import SignalSettings
 from ..sumo_interface import TrafficSimulation
@@ -68,7 +69,7 @@ def label_run(config: GRPOConfig, run: LabelRun, slots: int) -> tuple[int, int]:
         record = RunRecord.of(simulation)
         if record.scenario != run.scenario:
             raise UnreliableError(f"{run.sumocfg}: was changed while it was driven; run the same command again")
-        journal.begin(asdict(record))
+        journal.begin(record.to_json())
         try:
             with Counterfactuals(simulation, spec, slots=slots) as counterfactuals:
                 drive_and_label(config, run, simulation, counterfactuals, journal)
@@ -77,7 +78,7 @@ def label_run(config: GRPOConfig, run: LabelRun, slots: int) -> tuple[int, int]:
         violations, _ = simulation.judge_signals()
         if violations:
             raise UnreliableError(f"{run.sumocfg}: the signals broke their rules: {first_of_each(violations)}")
-        write_json(run.result_path.parent / run.state_file, asdict(replace(record, decisions=simulation.decisions)))
+        write_json(run.result_path.parent / run.state_file, replace(record, decisions=simulation.decisions).to_json())
     return _finish(config, run, journal, ended_early)
 
 
@@ -89,7 +90,7 @@ def drive_and_label(
     journal: Journal,
 ) -> None:
     random = Random(f"{config.seed}/{run.name}/{run.seed}")
-    behaviour = light_policy(config.behaviour_policy, seed=random.getrandbits(32))
+    behaviour = light_policy(config.behaviour_policy, seed=random.getrandbits(32), action_set=config.action_set)
     observed: dict[int, Observation] = {}
     points = 0
 
@@ -109,7 +110,8 @@ def drive_and_label(
                 points += 1
         actions: dict[str, Action] = {}
         for observation, decision in zip(due, behaviour.decide(due), strict=True):
-            explore: Action = "yes" if random.random() < 0.5 else "no"
+            choices = observation.choices
+            explore: Action = choices[int(random.random() * len(choices))]
             actions[observation.junction_id] = explore if random.random() < config.exploration_rate else decision.action
         if actions:
             journal.add_decisions(simulation.time, actions)
@@ -129,7 +131,7 @@ def _row(config: GRPOConfig, run: LabelRun, observation: Observation, label: Fut
         scenario=run.name,
         sumocfg=Path(os.path.relpath(run.sumocfg.resolve(), run.result_path.parent.resolve())).as_posix(),
         seed=run.seed,
-        can_extend=observation.current_green_elapsed + observation.extend_seconds <= observation.max_green,
+        can_extend=bool({"yes", observation.current_phase_id} & {*observation.choices}),
         **{name: getattr(observation, name) for name in OBSERVED},
         prompt=build_prompt(observation),
         state_file=run.state_file if config.save_states else None,
@@ -147,13 +149,14 @@ def _row(config: GRPOConfig, run: LabelRun, observation: Observation, label: Fut
 
 def _labelled(config: GRPOConfig, row: GRPODataEntry, futures: Futures) -> GRPODataEntry:
     outcomes = mean_outcomes(futures)
-    advantage = advantage_of_extending(outcomes, config.cost_weights)
+    costs = costs_of(outcomes, config.cost_weights)
+    advantage = advantage_of(costs)
     if not math.isfinite(advantage):
         raise UnreliableError(f"row {row.id}: its advantage is {advantage}; an outcome holds a number that is none")
     return replace(
         row,
         outcomes=outcomes,
-        best_action=best_of(advantage),
+        best_action=best_of(costs),
         advantage=advantage,
         advantage_spread=spread_of_advantage(futures, config.cost_weights),
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..records import Action, GRPODataEntry, row_to_json, rows_from_json, time_text
+from ..records import Action, GRPODataEntry, row_to_json, time_text
+from ..rows import rows_from_json
 from ..system.console import say
 from ..system.errors import DataError, OutputError
 from ..system.files import checked_line, checked_lines, digest, write_text
@@ -91,7 +92,7 @@ class LabelledRun:
         """The same without its rows, counted: rows of many runs need not be in memory at once."""
         counts = {
             "rows": len(self.rows),
-            "extend_is_better": sum(row["best_action"] == "yes" for row in self.rows),
+            "extend_is_better": sum(row["best_action"] in ("yes", row["current_phase_id"]) for row in self.rows),
             "without_outcomes": sum(row["outcomes"] is None for row in self.rows),
         }
         return replace(self, rows=[], counts=counts)

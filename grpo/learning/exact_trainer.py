@@ -1,13 +1,13 @@
-"""GRPO without sampling: both answers of a prompt are scored in one forward pass and weighted by their probabilities.
+"""GRPO without sampling: all answers of a prompt are scored in one forward pass and weighted by their probabilities.
 
 In the literature: the all-actions policy gradient (Sutton, Singh and McAllester, *Comparing policy-gradient
-algorithms*, 2001), or expected policy gradients (Ciosek and Whiteson, AAAI 2018), of a decision with two actions.
+algorithms*, 2001), or expected policy gradients (Ciosek and Whiteson, AAAI 2018), of a decision with a few actions.
 
 What this is not. Nothing is sampled, so there is no group, no advantage against a group's mean, no old policy, no ratio
-and no clip: each step takes the expectation under the policy as it is. An answer out of format is one outcome with one
-reward (``format_invalid``); a nearly well-formed one gets no more. It asks for two known answers whose rewards are
-recorded: it cannot train on answers with reasoning, nor on more than one decision in a row. What it estimates, and when
-that is what sampled groups give in expectation: ``docs/method/exact_grpo.md``.
+and no clip: each step takes the expectation under the policy as it is. Answers out of format, and those with a word
+that is not open, are one outcome with one reward (``format_invalid``); a nearly well-formed one gets no more. It asks
+for known answers whose costs are recorded: it cannot train on answers with reasoning, nor on more than one decision in
+a row. What it estimates, and when that is what sampled groups give in expectation: ``docs/method/exact_grpo.md``.
 
 Imports trl: only ``training.py`` imports this module, after the backend is chosen.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
+from itertools import combinations
 from typing import Any
 from zlib import crc32
 
@@ -27,17 +28,17 @@ from trl.models.utils import disable_gradient_checkpointing
 from ..models.answer_tokens import answer_tokens, chat_ids, chat_texts, decision_tokens, encode, shared_prefix_of
 from ..models.loading import logits_at, plain_passes
 from ..models.shared_prefix import pack_with_shared_prefix, packed_positions, supports_prefix_packing
-from ..prompt_builder import build_messages
-from .reward import Rewards, tsc_reward
+from ..prompt_builder import ANSWERS, build_messages
+from .reward import Rewards, are_comparable, best_two, gain
 from .sampled_trainer import ResumableGRPOTrainer
 
 
 class ExactGroupTrainer(ResumableGRPOTrainer):
-    """GRPO on the exact expectation over the two answers; an answer that is neither is worth ``format_invalid``.
+    """GRPO on the exact expectation over the open answers of each row; any other is worth ``format_invalid``.
 
-    A row of a batch is one prompt followed by one spelled answer. At the token where the answers part both are read
-    off; before it they are the same tokens. Behind it stands the ending of one of them, of either in turn, epoch by
-    epoch; the ending of the other is taken to be as likely. Held-out rows are answered by generation, as in TRL.
+    A row of a batch is one prompt followed by one spelled answer. At the token where the answers part all are read
+    off; before it they are the same tokens. Behind it stands the ending of one open answer, of each in turn, epoch by
+    epoch; the endings of the others are taken to be as likely. Held-out rows are answered by generation, as in TRL.
     """
 
     def __init__(self, *args: Any, rewards: Rewards, **kwargs: Any) -> None:
@@ -54,8 +55,11 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         def tokens_of(text: str) -> list[int]:
             return encode(self.processing_class, [text])[0]
 
-        self._answers = answer_tokens(tokens_of, prompt, self.processing_class.eos_token)
-        answer_start, tokens = decision_tokens(tokens_of, prompt)
+        action_set = rewards.action_set
+        self._words = list(ANSWERS[action_set])
+        self._pairs = list(combinations(range(len(self._words)), 2))
+        self._answers = answer_tokens(tokens_of, prompt, self.processing_class.eos_token, action_set=action_set)
+        answer_start, tokens = decision_tokens(tokens_of, prompt, action_set=action_set)
         self._decision_index, self._decision_tokens = len(answer_start), list(tokens)
         mixed = plain_passes() and self.args.bf16 and not self.args.gradient_checkpointing
         self._adapters = [layer for layer in self.model.modules() if mixed and isinstance(layer, BaseTunerLayer)]
@@ -65,17 +69,22 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         self._prefix_length = len(shared_prefix_of(self._chat_ids(self.train_dataset["prompt"]))) if once else 0
 
     def _prepare_inputs(self, rows: Any) -> dict[str, Any]:
-        """Tensors of a batch of R dataset rows, each a prompt and one spelled answer, of up to A tokens.
+        """Tensors of a batch of R dataset rows, each a prompt and one spelled answer, of up to A tokens; the action set
+        has W words and P pairs of them.
 
         ``input_ids`` (R, length), padded on the right, which causal attention never sees; ``positions`` (R, A), where
         the answer's tokens are predicted; ``answer`` (R, A), those tokens; ``mask`` (R, A), 0 where it is shorter;
-        ``traffic`` (R,), the traffic term of `yes`, and minus that of `no`; ``importance`` (R,).
+        ``open`` (R, W), 1 for the row's own words; ``traffic`` (R, P), what the first of two words gains on the second,
+        by the number of the others that are open, 0 where one is not; ``best`` (R,), the word of least cost, and
+        ``margin`` (R,), what it gains on the next one; ``importance`` (R,).
         """
         if not self.model.training:
             return super()._prepare_inputs(rows)  # type: ignore[no-any-return]
         prompts = self._chat_ids(row["prompt"] for row in rows)
-        turn = int(self.state.epoch or 0)
-        answers = [self._answers[(crc32(row["id"].encode()) + turn) % 2] for row in rows]
+        epoch = int(self.state.epoch or 0)
+        known = [[self._words.index(word) for word in row["words"]] for row in rows]
+        turns = [crc32(row["id"].encode()) + epoch for row in rows]
+        answers = [self._answers[words[turn % len(words)]] for words, turn in zip(known, turns, strict=True)]
         ids = [prompt + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True)]
         width, longest = max(map(len, ids)), max(map(len, answers))
         pad = self.processing_class.pad_token_id
@@ -85,11 +94,30 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             "positions": torch.tensor([[len(prompt) - 1] for prompt in prompts]) + torch.arange(longest),
             "answer": torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers]),
             "mask": torch.tensor([[1.0] * len(answer) + [0.0] * (longest - len(answer)) for answer in answers]),
-            "traffic": torch.tensor([tsc_reward("yes", row["advantage"], self._rewards.scale) or 0.0 for row in rows]),
+            "open": torch.tensor([[float(word in words) for word in range(len(self._words))] for words in known]),
             "importance": self._importance(rows),
+            **self._comparisons([row["costs"] for row in rows], known),
         }
         batch["positions"].clamp_(max=width - 1)
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _comparisons(self, costs: list[list[float] | None], known: list[list[int]]) -> dict[str, torch.Tensor]:
+        """``traffic``, ``best`` and ``margin`` of rows by the costs of the words that are open in each."""
+        scale, traffic, best, margin = self._rewards.scale, [], [], []
+        for measured, words in zip(costs, known, strict=True):
+            if not are_comparable(measured):
+                measured = [0.0] * len(words)
+            cost = dict(zip(words, measured, strict=True))
+            traffic.append(
+                [
+                    gain(cost[a], cost[b], scale) / (len(words) - 1) if a in cost and b in cost else 0.0
+                    for a, b in self._pairs
+                ]
+            )
+            first, second = best_two(measured)
+            best.append(words[first])
+            margin.append(gain(measured[first], measured[second], scale))
+        return {"traffic": torch.tensor(traffic), "best": torch.tensor(best), "margin": torch.tensor(margin)}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss of one forward pass, (); its gradient is that of sampled groups without end, token by token.
@@ -102,11 +130,13 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
         logps = self._logps(model, inputs)
         spelled = logps.gather(-1, inputs["answer"][..., None])[..., 0] * mask  # (R, A)
         p_other_tokens = (spelled.sum(1) - spelled[:, self._decision_index]).exp()  # all tokens but the deciding one
-        p_decision = logps[:, self._decision_index, self._decision_tokens].exp()  # (R, 2)
-        p_yes, p_no = (p_other_tokens[:, None] * p_decision).unbind(1)
+        p_decision = logps[:, self._decision_index, self._decision_tokens].exp()  # (R, W)
+        p_open = p_other_tokens[:, None] * p_decision * inputs["open"]
+        first, second = (list(words) for words in zip(*self._pairs, strict=True))
+        p_ahead = p_open[:, first] - p_open[:, second]  # (R, P)
         invalid = config.format_weight * config.format_invalid
         valid = config.format_weight * config.format_strict - invalid
-        expected = invalid + (p_yes + p_no) * valid + (p_yes - p_no) * config.tsc_weight * traffic
+        expected = invalid + p_open.sum(1) * valid + (p_ahead * config.tsc_weight * traffic).sum(1)
         loss = -(inputs["importance"] * expected).mean() / mask.sum(1).mean()  # TRL's loss is one of tokens
         kl = expected.new_zeros(())
         if self.beta:
@@ -114,7 +144,7 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             tokens = (logps.exp() * (logps - self._reference_logps(model, inputs))).sum(-1)
             kl = (tokens * mask).sum() / mask.sum()
             loss = loss + self.beta * kl
-        self._count(expected, p_yes, p_no, traffic, kl)
+        self._count(expected, p_open, (p_ahead * traffic).sum(1), inputs, kl)
         return loss / self.current_gradient_accumulation_steps
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -150,19 +180,25 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
 
     @torch.no_grad()
     def _count(
-        self, expected: torch.Tensor, p_yes: torch.Tensor, p_no: torch.Tensor, traffic: torch.Tensor, kl: torch.Tensor
+        self,
+        expected: torch.Tensor,
+        p_open: torch.Tensor,
+        traffic: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
+        kl: torch.Tensor,
     ) -> None:
         """Log the policy's own means over the rows of all processes, under the names that sampled groups have."""
-        p_valid, decisive = p_yes + p_no, (traffic != 0).float()
+        p_valid, decisive = p_open.sum(1), (inputs["margin"] != 0).float()
         # a model that never answers agrees with nothing: 0, not 0 / 0
-        p_better = torch.where(traffic > 0, p_yes, p_no) / p_valid.clamp_min(torch.finfo(p_valid.dtype).tiny)
+        p_best = p_open.gather(1, inputs["best"][:, None])[:, 0] / p_valid.clamp_min(torch.finfo(p_valid.dtype).tiny)
         mean = self._means(
             {
                 "reward": expected,
                 "valid": p_valid,
-                "traffic": (p_yes - p_no) * traffic,
-                "better": p_better * decisive,
+                "traffic": traffic,
+                "best": p_best * decisive,
                 "decisive": decisive,
+                "alive": (inputs["traffic"] != 0).any(1).float(),
                 "kl": kl,
             }
         )
@@ -173,12 +209,12 @@ class ExactGroupTrainer(ResumableGRPOTrainer):
             "rewards/format_reward/mean": config.format_invalid
             + mean["valid"] * (config.format_strict - config.format_invalid),
             "rewards/tsc_reward/mean": mean["traffic"],
-            "frac_reward_zero_std": 1 - mean["decisive"],
+            "frac_reward_zero_std": 1 - mean["alive"],
         }
         if self.beta:
             logged["kl"] = mean["kl"]
         if mean["decisive"]:
-            logged["agreement"] = mean["better"] / mean["decisive"]
+            logged["agreement"] = mean["best"] / mean["decisive"]
         for name, value in logged.items():
             self._metrics["train"][name].append(value)
 

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ..config import GRPOTrainingConfig
 from ..labels.outcome_cache import fill_outcomes
 from ..models.answer_tokens import chat_ids
-from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask
-from ..records import GRPODataEntry, advantage_of_extending, best_of, hold_out, observation_of, read_dataset
+from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, ask, words_of
+from ..records import GRPODataEntry, advantage_of, best_of, cost, observation_of
+from ..rows import action_set_of, hold_out, read_dataset
 from ..system.errors import DataError
 from ..system.ranks import world_size
 
@@ -27,26 +29,32 @@ log = logging.getLogger(__name__)
 
 
 def load_grpo_dataset(
-    dataset_path: str | Path,
+    dataset: str | Path | list[tuple[Path, list[GRPODataEntry]]],
     *,
     prompt_format: PromptFormat = DEFAULT_FORMAT,
     cost_weights: Mapping[str, float] | None = None,
     extend_seconds: int | None = None,
     max_workers: int = 4,
 ) -> datasets.Dataset:
-    """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, or a folder of scenario folders.
+    """Rows of ``grpo generate`` as TRL wants them: a JSON or JSONL file, a folder of scenario folders, or what
+    :func:`read_dataset` made of one.
 
-    Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``prompt`` (one user message: the
-    instruction and the input JSON), ``advantage`` (cost of `no` minus cost of `yes`, by ``cost_weights``, default the
-    delay; None where the row has no outcomes) and ``best_action``. Rows with a saved state and no outcomes are
-    simulated by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows that
-    share an id and for those whose ``extend_seconds`` is not the given one.
+    Columns: ``id``, ``scenario``, ``seed``, ``junction_id``, ``simulation_time``, ``action_set``, ``prompt`` (one user
+    message: the instruction and the input JSON, in ``prompt_format`` under the rows' own action set), ``words`` (those
+    that stand for the open actions in an answer), ``costs`` (theirs, in the same order, by ``cost_weights``, default
+    the delay), ``advantage`` (cost of `no` minus cost of `yes`; where any green may follow, what the best action saves)
+    and ``best_action``; the last three are None where the row has no outcomes. Rows with a saved state and no outcomes
+    are simulated by ``max_workers`` processes. Raises :class:`DataError` naming file, row and field, also for rows that
+    share an id, for those of another action set than the first and for those whose ``extend_seconds`` is not the given
+    one.
     """
     import datasets
 
     weights = {"delay_veh_s": 1.0} if cost_weights is None else cost_weights
+    files = dataset if isinstance(dataset, list) else read_dataset(dataset)
+    prompt_format = replace(prompt_format, action_set=action_set_of(files))
     columns = []
-    for file, rows in read_dataset(dataset_path):
+    for file, rows in files:
         for index, row in enumerate(rows):
             if extend_seconds is not None and row.extend_seconds != extend_seconds:
                 raise DataError(
@@ -54,7 +62,8 @@ def load_grpo_dataset(
                     f"{extend_seconds}; set extend_seconds to {row.extend_seconds}, or generate the rows again"
                 )
         for row in fill_outcomes(rows, file, partial(_simulate, folder=file.parent, max_workers=max_workers)):
-            advantage = None if row.outcomes is None else advantage_of_extending(row.outcomes, weights)
+            seen, outcomes = observation_of(row), row.outcomes
+            costs = None if outcomes is None else {action: cost(outcomes[action], weights) for action in row.choices}
             columns.append(
                 {
                     "id": row.id,
@@ -62,13 +71,14 @@ def load_grpo_dataset(
                     "seed": row.seed,
                     "junction_id": row.junction_id,
                     "simulation_time": row.simulation_time,
-                    "prompt": ask(observation_of(row), prompt_format),
-                    "advantage": advantage,
-                    "best_action": None if advantage is None else best_of(advantage),
+                    "action_set": row.action_set,
+                    "prompt": ask(seen, prompt_format),
+                    "words": [*words_of(seen).values()],
+                    "costs": None if costs is None else [*costs.values()],
+                    "advantage": None if costs is None else advantage_of(costs),
+                    "best_action": None if costs is None else best_of(costs),
                 }
             )
-    if not columns:
-        raise DataError(f"{dataset_path}: holds no rows; generate more with `grpo generate`")
     return datasets.Dataset.from_list(columns)
 
 

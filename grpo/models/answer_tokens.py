@@ -1,4 +1,4 @@
-"""Tokens of prompts and answers: a conversation, both answers behind it, and what many prompts begin with."""
+"""Tokens of prompts and answers: a conversation, the answers behind it, and what many prompts begin with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from ..prompt_builder import ANSWERS
-from ..records import ACTIONS
+from ..records import ActionSet
 from ..system.errors import ModelError
 
 MIN_SHARED_TOKENS = 32
@@ -43,32 +43,39 @@ def chat_ids(tokenizer: Any, conversations: Iterable[Any]) -> list[list[int]]:
     return encode(tokenizer, chat_texts(tokenizer, conversations))
 
 
-def answer_tokens(encode: Callable[[str], list[int]], prompt: str, end: str = "") -> tuple[list[int], list[int]]:
-    """The tokens of ``yes`` and of ``no`` behind ``prompt``, a chat up to where the answer begins, each with ``end``.
+def answer_tokens(
+    encode: Callable[[str], list[int]], prompt: str, end: str = "", *, action_set: ActionSet = "cycle"
+) -> list[list[int]]:
+    """The tokens of each answer of an action set, in the order of ``ANSWERS``, behind ``prompt``, a chat up to where
+    the answer begins, each with ``end``.
 
     Raises :class:`ModelError` where an answer changes the prompt's own tokens.
     """
-    start, *wholes = (encode(text) for text in (prompt, *(prompt + ANSWERS[action] + end for action in ACTIONS)))
+    answers = ANSWERS[action_set].values()
+    start, *wholes = (encode(text) for text in (prompt, *(prompt + answer + end for answer in answers)))
     if any(whole[: len(start)] != start for whole in wholes):
         raise ModelError(
             "the tokenizer merges the end of the prompt with the answer; "
             "give a model whose chat template ends in a token of its own"
         )
-    yes, no = (whole[len(start) :] for whole in wholes)
-    return yes, no
+    return [whole[len(start) :] for whole in wholes]
 
 
-def decision_tokens(encode: Callable[[str], list[int]], prompt: str) -> tuple[list[int], tuple[int, int]]:
-    """The tokens with which both answers begin, and the next token of ``yes`` and of ``no``.
+def decision_tokens(
+    encode: Callable[[str], list[int]], prompt: str, *, action_set: ActionSet = "cycle"
+) -> tuple[list[int], tuple[int, ...]]:
+    """The tokens with which all answers of an action set begin, and the next token of each, in the order of
+    ``ANSWERS``.
 
     Found by comparing the answers' tokens behind ``prompt``. Raises :class:`ModelError` where an answer changes the
-    prompt's own tokens, or where one is the beginning of the other.
+    prompt's own tokens, or where two have the same next token or none.
     """
-    yes, no = answer_tokens(encode, prompt)
-    first_difference = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
-    if first_difference is None:
+    answers = answer_tokens(encode, prompt, action_set=action_set)
+    start = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*answers, strict=False)))
+    following = tuple(answer[start] for answer in answers if len(answer) > start)
+    if len(set(following)) < len(answers):
         raise ModelError("the tokenizer cannot tell the answers apart; give another model")
-    return yes[:first_difference], (yes[first_difference], no[first_difference])
+    return answers[0][:start], following
 
 
 def shared_prefix_of(prompts: Sequence[list[int]]) -> list[int]:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from ..prompt_builder import PromptFormat
+from ..records import ActionSet
 from ..system.errors import ModelError
 from ..system.files import write_json
 
@@ -17,10 +18,9 @@ BASE = "base"
 """The ``model_path`` that means the base model shipped in the package: it reads states and knows the format."""
 PRETRAINED = "pretrained"
 """The one that means the controller shipped in the package: the base after SFT and GRPO on generated traffic."""
-SHIPPED = {
-    BASE: Path(__file__).resolve().parent / "shipped" / "base",
-    PRETRAINED: Path(__file__).resolve().parent / "shipped" / "pretrained",
-}
+_SHIPPED = Path(__file__).resolve().parent / "shipped"
+SHIPPED = {BASE: _SHIPPED / "base", PRETRAINED: _SHIPPED / "pretrained"}
+"""Of the action set ``cycle``; see :func:`shipped_folder`."""
 
 PROMPT_FORMAT_FILE = "scu_tsc.json"
 """File in a model's folder that says what the model was trained for."""
@@ -39,17 +39,29 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_PREFIXES = ("model/", "models/", "data/", "results/", "export/")
 
 
-def resolve_model(model_path: str, *, made_by: str | None = None) -> str:
+def shipped_folder(name: str, action_set: ActionSet) -> Path:
+    """Where the shipped model of a name and an action set lies, if there is one."""
+    return SHIPPED[name] if action_set == "cycle" else _SHIPPED / f"{name}-{action_set}"
+
+
+def resolve_model(model_path: str, action_set: ActionSet = "cycle", *, made_by: str | None = None) -> str:
     """Turn a shipped model's name, a folder or a hub id into what the loaders take; raises :class:`ModelError`.
 
-    ``org/name`` is a hub id unless it can be a folder: it exists, its first part is a folder here, or it starts
-    with one of the project's own output folders (``model/``, ...). ``made_by`` is the command that makes the
-    folder, for the message where it is absent.
+    A shipped model's name stands for that of the ``action_set``. ``org/name`` is a hub id unless it can be a folder: it
+    exists, its first part is a folder here, or it starts with one of the project's own output folders (``model/``,
+    ...). ``made_by`` is the command that makes the folder, for the message where it is absent.
     """
     if model_path in SHIPPED:
-        folder = SHIPPED[model_path]
-        if not (folder / "config.json").is_file():
+        folder = shipped_folder(model_path, action_set)
+        if not (folder / "config.json").is_file() and action_set == "cycle":
             raise ModelError(f"{folder}: the shipped model is missing; install again, or rebuild it: make pretrained")
+        if not (folder / "config.json").is_file():
+            further = f", teach it with `grpo sft` and `grpo train` on {action_set} rows"
+            raise ModelError(
+                f"{model_path}: no such model is shipped for the action set {action_set} yet; make one with "
+                f"`grpo base-model --action-set {action_set} --output-dir model/base_{action_set}`"
+                f"{'' if model_path == BASE else further}, and give its folder"
+            )
         return str(folder)
     path = Path(model_path).expanduser()
     if path.is_dir():
@@ -127,12 +139,21 @@ def weight_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def action_set_of(name: str) -> ActionSet | None:
+    """The action set that the model of a name decides in: that which its folder was taught.
+
+    ``None`` where it is bound to none: the name of a shipped model, which stands for one of each, a model of which
+    nothing says what it was taught, or no model's. Raises :class:`ModelError` where the folder's card is broken.
+    """
+    taught = None if name in SHIPPED else prompt_format_of(Path(name).expanduser())
+    return None if taught is None else taught.action_set
+
+
 def write_prompt_format(folder: Path, prompt_format: PromptFormat) -> None:
     """Note the form of the prompts that the model in ``folder`` was taught with."""
-    write_json(
-        folder / PROMPT_FORMAT_FILE,
-        {"prompt_language": prompt_format.language, "prompt_fields": list(prompt_format.fields)},
-    )
+    card = {"prompt_language": prompt_format.language, "prompt_fields": list(prompt_format.fields)}
+    other = {} if prompt_format.action_set == "cycle" else {"action_set": prompt_format.action_set}
+    write_json(folder / PROMPT_FORMAT_FILE, card | other)
 
 
 def prompt_format_of(folder: str | Path) -> PromptFormat | None:
@@ -145,9 +166,10 @@ def prompt_format_of(folder: str | Path) -> PromptFormat | None:
         return None
     try:
         card = json.loads(path.read_text(encoding="utf-8-sig"))
-        prompt_format = PromptFormat(card["prompt_language"], tuple(card["prompt_fields"]))
+        action_set = card.get("action_set", "cycle")
+        prompt_format = PromptFormat(card["prompt_language"], tuple(card["prompt_fields"]), action_set)
         problems = prompt_format.problems()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         problems = ["prompt_language and prompt_fields are missing"]
     if problems:
         raise ModelError(f"{path}: {problems[0]}; train the model again with this version")

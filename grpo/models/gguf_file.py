@@ -186,6 +186,8 @@ def _write_settings(writer: Any, config: Any, vocabulary: Vocabulary, name: str,
     writer.add_vocab_size(config.vocab_size)
     writer.add_string("scu_tsc.prompt_language", prompt_format.language)
     writer.add_array("scu_tsc.prompt_fields", list(prompt_format.fields))
+    if prompt_format.action_set != "cycle":
+        writer.add_string("scu_tsc.action_set", prompt_format.action_set)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.split)
     writer.add_token_list(vocabulary.tokens)

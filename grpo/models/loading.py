@@ -25,6 +25,7 @@ from .tokenizer import check_template, check_tokenizer_file
 
 if TYPE_CHECKING:
     from ..config import GRPOTrainingConfig, SFTTrainingConfig
+    from ..records import ActionSet
 
 Backend = Literal["unsloth", "transformers"]
 
@@ -141,14 +142,14 @@ class LoadedModel:
     backend: Backend
 
 
-def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig) -> LoadedModel:
+def load_for_training(config: SFTTrainingConfig | GRPOTrainingConfig, action_set: ActionSet = "cycle") -> LoadedModel:
     """Load ``config.model_path`` with fresh LoRA adapters, or with every weight trainable.
 
-    An adapter folder is merged into its base first, so that the policy without the fresh adapters, which is the
-    KL reference, is the policy that was saved. LoRA is attached where ``lora_rank`` > 0 and the model has at least
-    ``lora_min_parameters`` parameters. Raises :class:`ModelError`.
+    A shipped model's name stands for that of the ``action_set``. An adapter folder is merged into its base first, so
+    that the policy without the fresh adapters, which is the KL reference, is the policy that was saved. LoRA is
+    attached where ``lora_rank`` > 0 and the model has ``lora_min_parameters`` or more. Raises :class:`ModelError`.
     """
-    source = resolve_model(config.model_path, made_by="grpo sft" if config.STAGE == "train" else None)
+    source = resolve_model(config.model_path, action_set, made_by="grpo sft" if config.STAGE == "train" else None)
     backend = choose_backend(config.backend, source)
     from transformers import set_seed
 

@@ -8,14 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..prompt_builder import PHASE_FIELDS, PromptFormat
+from ..prompt_builder import ANSWERS, CHANGE_FIELDS, PHASE_FIELDS, PromptFormat, fields_told
+from ..records import ActionSet
 from ..system.run_folder import MANIFEST
-from .folder import ADAPTER, SHIPPED, is_adapter
+from .folder import ADAPTER, SHIPPED, is_adapter, shipped_folder
 
 EXAMPLE = "example.json"
 """One state as the model is asked about it, and its answer."""
 
 GGUF_FILE = "model.gguf"
+
+_ASKED: dict[ActionSet, str] = {
+    "cycle": "whether the current green is kept or ended",
+    "skip": "whether the current green is kept or ended, past the phases that nobody waits for or approaches",
+    "choose": "which phase is green next",
+}
+_YES, _NO = ANSWERS["cycle"].values()
+_KEEP_OR_END = f"It answers `{_YES}` (keep the green for `extend_seconds` more) or `{_NO}` (go through yellow "
+_MEANS: dict[ActionSet, str] = {
+    "cycle": _KEEP_OR_END + "to the next phase). The controller takes the likelier of the two",
+    "skip": _KEEP_OR_END + "to `next_phase_id`). The controller takes the likelier of the two",
+    "choose": f"It answers with one of `state.choices`, a number of the prompt: `{ANSWERS['choose']['0']}` keeps the "
+    f"current phase green for `extend_seconds` more, `{ANSWERS['choose']['2']}` goes through yellow to phase 2. The "
+    "controller takes the likeliest of the choices",
+}
 
 _COMMON = ("stage", "settings", "versions", "git_commit")
 
@@ -57,14 +73,17 @@ class ModelCard:
     gate: Mapping[str, Any]
 
 
-def lineage_of(source: str) -> list[Step]:
-    """The runs that led to a resolved model, the last one first, as far back as their folders still are."""
+def lineage_of(source: str, action_set: ActionSet = "cycle") -> list[Step]:
+    """The runs that led to a resolved model, the last one first, as far back as their folders still are.
+
+    Where one started from a shipped model, that was the one of the ``action_set``.
+    """
     steps: list[Step] = []
     seen = set()
     folder_name: str | None = source
     while folder_name is not None and folder_name not in seen:
         seen.add(folder_name)
-        folder = SHIPPED.get(folder_name, Path(folder_name))
+        folder = shipped_folder(folder_name, action_set) if folder_name in SHIPPED else Path(folder_name)
         if is_adapter(str(folder)) and folder.name == ADAPTER:
             folder = folder.parent
         try:
@@ -92,15 +111,19 @@ def lineage_of(source: str) -> list[Step]:
 def model_card(card: ModelCard) -> str:
     """The text of README.md."""
     root = card.lineage[-1].started_from or card.lineage[-1].folder_name if card.lineage else card.model
-    shipped = root in SHIPPED or root in map(str, SHIPPED.values()) or card.model in SHIPPED
+    folders = [str(shipped_folder(name, card.prompt_format.action_set)) for name in SHIPPED]
+    shipped = root in SHIPPED or root in folders or card.model in SHIPPED
+    action_set = card.prompt_format.action_set
+    outcomes = "both actions" if action_set != "choose" else "every action"
     license_line = "Apache-2.0" if shipped else f"that of the model it was made from, {root}"
     head = ["---", *(["license: apache-2.0"] if shipped else []), "tags: [traffic-signal-control, sumo]", "---", ""]
     about = [
         f"# {card.name}",
         "",
-        "A language model that controls a traffic light: it reads a JSON description of a junction and answers whether "
-        "the current green is kept or ended. Made with scu-tsc (GRPO on simulated outcomes of both actions).",
+        f"A language model that controls a traffic light: it reads a JSON description of a junction and answers "
+        f"{_ASKED[action_set]}. Made with scu-tsc (GRPO on simulated outcomes of {outcomes}).",
         "",
+        f"- action set: `{action_set}`",
         f"- exported from: `{card.model}`",
         f"- base model: `{card.base or root}`",
         f"- size: {card.size}",
@@ -114,18 +137,19 @@ def model_card(card: ModelCard) -> str:
 
 def _reading(card: ModelCard) -> list[str]:
     known = "" if card.format_known else " (the form that is asked by default; nothing says what the model was taught)"
+    told, meanings = fields_told(card.prompt_format.fields, card.prompt_format.action_set), PHASE_FIELDS | CHANGE_FIELDS
     return [
         "## What it reads and answers",
         "",
-        f"Prompt language: {card.prompt_format.language}{known}. Of each green phase it reads:",
+        f"Action set: {card.prompt_format.action_set}. Prompt language: {card.prompt_format.language}{known}. Of each "
+        "green phase it reads:",
         "",
-        *(f"- `{name}`: {PHASE_FIELDS[name]['en']}" for name in card.prompt_format.fields),
+        *(f"- `{name}`: {meanings[name]['en']}" for name in told),
         "",
         f"The user message in full, with one state and the model's answer to it: `{EXAMPLE}`.",
         "",
-        'It answers `{"extend": "yes"}` (keep the green for `extend_seconds` more) or `{"extend": "no"}` (go through '
-        "yellow to the next phase). The controller takes the likelier of the two at the token where they part; no text "
-        "is generated, so there is always a valid answer.",
+        f"{_MEANS[card.prompt_format.action_set]} at the token where the answers part; no text is generated, so there "
+        "is always a valid answer.",
     ]
 
 
@@ -168,8 +192,8 @@ def _checked(gate: Mapping[str, Any]) -> list[str]:
         "",
         "The files here were loaded again and compared with the model that they were made from: of "
         f"{gate['states']} states ({gate['states_from']}) {gate['differing']} decisions differ, and "
-        f"{gate['differing_near_coin']} where the model's probability is within {gate['coin_margin']} of 0.5. The "
-        f"probability of `yes` moved by {gate['largest_difference']} at most. Both sides computed in fp32 with "
+        f"{gate['differing_near_coin']} where the model is within {gate['coin_margin']} of a coin. The "
+        f"probability of an action moved by {gate['largest_difference']} at most. Both sides computed in fp32 with "
         "transformers; a runtime that computes in 16 bits rounds more.",
     ]
     if gate["prompts_read_differently"]:
@@ -220,7 +244,7 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 _LIMITS = [
     "## Limits",
     "",
-    "- The model keeps no signal constraint. Least and longest green, yellow, and the order of the phases are kept by "
+    "- The model keeps no signal constraint. Least and longest green, yellow, and which phases may follow are kept by "
     "the controller that asks it (scu-tsc's, or yours); an answer is only ever a wish.",
     "- Asked with other numbers, in another language or about another `extend_seconds` than it was trained with, it "
     "still answers, and nothing says that the answer is any good.",

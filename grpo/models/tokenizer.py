@@ -20,29 +20,35 @@ from pathlib import Path
 from typing import Any
 
 from ..prompt_builder import ANSWERS, ANY_LIGHT, PromptFormat, build_messages, build_prompt, system_prompt
-from ..records import ACTIONS, Observation, PhaseMetrics
+from ..records import ACTIONS, ActionSet, Observation, PhaseMetrics
 from ..system.errors import ModelError
 from ..system.forks import BranchError, in_fork
 from .answer_tokens import chat_texts, encode
 from .numpy_qwen2 import CHAT_TEMPLATE
 
 
-def prompt_pieces(fields: Sequence[str]) -> list[str]:
+def prompt_pieces(prompt_format: PromptFormat) -> list[str]:
     """The constant pieces of ``build_prompt``'s text, between its ids and numbers."""
     number, name = 7, "§"
     phase = PhaseMetrics(**{field.name: number for field in dataclasses.fields(PhaseMetrics)})
     order = (name, 2 * name)
-    rendered = build_prompt(
-        Observation(name, number, order, name, number, number, number, number, number, dict.fromkeys(order, phase)),
-        fields,
+    observation = Observation(
+        name, number, order, name, number, number, number, number, number, dict.fromkeys(order, phase)
     )
-    return list(dict.fromkeys(re.split(f"{name}+|{number}|{ANY_LIGHT}", rendered)))
+    choices = order if prompt_format.action_set == "choose" else ACTIONS
+    observation = dataclasses.replace(
+        observation, action_set=prompt_format.action_set, choices=choices, next_phase_id=name
+    )
+    rendered = build_prompt(observation, prompt_format.fields)
+    return list(dict.fromkeys(re.split(rf"{ANY_LIGHT}|{name}+|\d+", rendered)))
 
 
-def answer_pieces() -> list[str]:
-    """Both answers cut around the word in which they differ."""
-    head, _, tail = ANSWERS["yes"].partition("yes")
-    return [head, *ACTIONS, tail]
+def answer_pieces(action_set: ActionSet) -> list[str]:
+    """The answers cut around the word in which they differ."""
+    answers = ANSWERS[action_set]
+    word, answer = next(iter(answers.items()))
+    head, _, tail = answer.partition(word)
+    return [head, *answers, tail]
 
 
 def bare_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
@@ -72,9 +78,10 @@ def build_tokenizer(prompt_formats: Sequence[PromptFormat], extra_words: Sequenc
     prompts = [
         piece
         for prompt_format in prompt_formats
-        for piece in (*prompt_pieces(prompt_format.fields), system_prompt(prompt_format))
+        for piece in (*prompt_pieces(prompt_format), system_prompt(prompt_format))
     ]
-    words = [*map(str, range(1000)), *roles, *prompts, *answer_pieces(), *extra_words]
+    answers = [piece for prompt_format in prompt_formats for piece in answer_pieces(prompt_format.action_set)]
+    words = [*map(str, range(1000)), *roles, *prompts, *answers, *extra_words]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in dict.fromkeys(words)])
     return tokenizer
 
@@ -109,7 +116,7 @@ def check_tokenizer_file(tokenizer: Any, folder: Path) -> None:
         return
     from tokenizers import Tokenizer
 
-    text = _SAMPLE[0]["content"] + ANSWERS["yes"]
+    text = _SAMPLE[0]["content"] + ANSWERS["cycle"]["yes"]
     meant = Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids
     (got,) = encode(tokenizer, [text])
     if got != meant:
@@ -137,4 +144,4 @@ def check_template(tokenizer: Any, source: str) -> None:
 
 def _tokens(tokenizer: Any) -> list[int]:
     (text,) = chat_texts(tokenizer, [_SAMPLE])
-    return encode(tokenizer, [text + ANSWERS["yes"]])[0]
+    return encode(tokenizer, [text + ANSWERS["cycle"]["yes"]])[0]

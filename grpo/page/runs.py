@@ -13,8 +13,10 @@ from typing import Any
 
 from ..episodes.advice import advise
 from ..episodes.report import ALL, compared_policies, display_names, episode_of, on_same_traffic
-from ..policies.rules import BASELINES
-from ..records import EpisodeResult, TripMeasures, read_rows
+from ..policies.names import bare_name, is_model, own_action_set
+from ..policies.rules import PROGRAM_POLICIES
+from ..records import EpisodeResult, TripMeasures
+from ..rows import read_rows
 from ..system.errors import DataError
 from ..system.run_folder import MANIFEST, RUN, changed_file
 from ..system.settings import StageConfig, flag_of
@@ -113,7 +115,15 @@ def evaluation_part(run: Run, episodes: Sequence[EpisodeResult], summary: Sequen
     groups = [*scenarios, *([ALL] if len(scenarios) > 1 else [])]
     return {
         "name": run.name,
-        "controllers": [{"name": names[policy], "model": policy not in BASELINES} for policy in policies],
+        "controllers": [
+            {
+                "name": names[policy],
+                "model": is_model(policy),
+                "rule": bare_name(policy),
+                "action_set": _action_set(policy, run),
+            }
+            for policy in policies
+        ],
         "scenarios": scenarios,
         "seeds": run.settings.get("seeds", []),
         "advice": [_named(asdict(one), names) for one in advise(episodes)],
@@ -122,6 +132,13 @@ def evaluation_part(run: Run, episodes: Sequence[EpisodeResult], summary: Sequen
         "verdicts": _verdicts(run, names),
         "failures": [f"{names[e.policy]}, {e.scenario}, {e.seed}: {e.error}" for e in episodes if e.error is not None],
     }
+
+
+def _action_set(policy: str, run: Run) -> str:
+    """What the lights may do under a policy; signal programs run through their cycle."""
+    if bare_name(policy) in PROGRAM_POLICIES:
+        return "cycle"
+    return own_action_set(policy) or str(run.settings.get("action_set", "cycle"))
 
 
 def _named(advice: Data, names: Mapping[str, str]) -> Data:
@@ -312,11 +329,13 @@ def labels_part(run: Run) -> Data:
     advantages: list[float] = []
     spreads: list[float] = []
     rows_of: dict[str, int] = {}
+    kept = 0
     for file in sorted(run.folder.glob("*/grpo_dataset.json")):
         rows = read_rows(file)
         for row in rows:
             if row.advantage is not None:
                 advantages.append(row.advantage)
+                kept += row.advantage > 0 if row.action_set != "choose" else row.best_action == row.current_phase_id
             if row.advantage_spread is not None:
                 spreads.append(row.advantage_spread)
         rows_of[file.parent.name] = len(rows)
@@ -326,7 +345,8 @@ def labels_part(run: Run) -> Data:
         "name": run.name,
         "rows": sum(rows_of.values()),
         "by_scenario": [[name, count] for name, count in rows_of.items()],
-        "extend_better": sum(one > 0 for one in advantages),
+        "action_set": run.settings.get("action_set", "cycle"),
+        "extend_better": kept,
         "near_zero": near,
         "advantages": _histogram(advantages),
         "spreads": _histogram(spreads),

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.answer_tokens import chat_texts, decision_tokens, encode, shared_prefix_of
-from ..models.folder import prompt_format_of
 from ..models.loading import load_for_inference, logits_at
 from ..prompt_builder import DEFAULT_FORMAT, PromptFormat, as_conversation, question
-from ..records import Observation
-from .language_model import LanguageModelPolicy, resolve_policy, small_policy
+from ..records import ACTIONS, ActionSet, Observation
+from .language_model import LanguageModelPolicy, form_of, resolve_policy, small_policy
 from .rules import RULE_POLICIES, Policy, make_rule_policy
 
 _CHUNK_TOKENS = {"cuda": 32_768, "cpu": 2_048}
@@ -27,23 +26,27 @@ _BLOCK = 256
 log = logging.getLogger(__name__)
 
 
-def make_policy(name: str, *, seed: int, device: str = "auto") -> Policy:
-    """A rule policy, or the language model in a folder; ``seed`` matters to the random rule alone.
+def make_policy(name: str, *, seed: int, device: str = "auto", action_set: ActionSet | None = None) -> Policy:
+    """A rule policy, or the language model in a folder; ``seed`` matters to the random rule alone, and ``action_set``
+    as in :func:`light_policy`.
 
     With ``device`` = ``auto`` a small model runs in numpy, and any other on a GPU where there is one; with a torch
-    device, such as ``cpu``, every model runs there. Raises :class:`ModelError` where ``name`` is neither.
+    device, such as ``cpu``, every model runs there. Raises :class:`ModelError` where ``name`` is neither, or a model
+    that was taught another action set.
     """
     if name in RULE_POLICIES:
         return make_rule_policy(name, seed=seed)
-    model = resolve_policy(name)
-    return (small_policy(model) if device == "auto" else None) or _torch_policy(model, device)
+    model = resolve_policy(name, action_set or "cycle")
+    small = small_policy(model, action_set=action_set) if device == "auto" else None
+    return small or _torch_policy(model, device, action_set)
 
 
-def _torch_policy(model: str, device: str) -> LanguageModelPolicy:
+def _torch_policy(model: str, device: str, action_set: ActionSet | None) -> LanguageModelPolicy:
     import torch
 
+    prompt_format = form_of(model, action_set)
+
     torch.set_num_threads(1)  # fastest for small models, and others work beside this process
-    prompt_format = prompt_format_of(model) or DEFAULT_FORMAT
     return LanguageModelPolicy(TorchScorer(*load_for_inference(model, device), prompt_format), prompt_format)
 
 
@@ -83,9 +86,11 @@ class TorchScorer:
         self.model, self.tokenizer = model, tokenizer
         # what the first number starts with may decide which token the text before it ends in
         texts = self._render(
-            [question(Observation("", time, (), "", 0, 0, 0, 0, 0, {}), prompt_format) for time in (1, 20, 300)]
+            [question(_empty_light(time, prompt_format.action_set), prompt_format) for time in (1, 20, 300)]
         )
-        self._answer_start, self._decision_tokens = decision_tokens(lambda text: encode(tokenizer, [text])[0], texts[0])
+        self._answer_start, self._decision_tokens = decision_tokens(
+            lambda text: encode(tokenizer, [text])[0], texts[0], action_set=prompt_format.action_set
+        )
         self._on_gpu = model.device.type == "cuda"
         self.chunk_tokens = chunk_tokens or _CHUNK_TOKENS["cuda" if self._on_gpu else "cpu"]
         self._head = model.get_output_embeddings()
@@ -98,29 +103,29 @@ class TorchScorer:
                 ids = torch.tensor([self.prefix], device=model.device)
                 self._cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def __call__(self, questions: Sequence[str]) -> list[float]:
-        """Probability of ``yes`` against ``no`` for each question."""
+    def __call__(self, questions: Sequence[str]) -> list[list[float]]:
+        """For each question the logits of the words of the format's action set."""
         import torch
 
         with self._lock:
             try:
-                return self._p_extend(questions)
+                return self._logits(questions)
             except torch.OutOfMemoryError:
                 self.chunk_tokens = max(1, self.chunk_tokens // 2)
                 log.warning("the GPU's memory is full; going on with %d tokens at once", self.chunk_tokens)
             torch.cuda.empty_cache()
-            return self._p_extend(questions)
+            return self._logits(questions)
 
-    def _p_extend(self, questions: Sequence[str]) -> list[float]:
+    def _logits(self, questions: Sequence[str]) -> list[list[float]]:
         import torch
 
-        indices, p_extend = [], []
+        indices, logits = [], []
         with torch.inference_mode():
             for chunk in self.chunks(questions):
                 indices += [prompt.index for prompt in chunk]
-                p_extend.append(self._forward(chunk))  # a GPU is not waited for here
-            found = torch.cat(p_extend).tolist()
-        return [p for _, p in sorted(zip(indices, found, strict=True))]
+                logits.append(self._forward(chunk))  # a GPU is not waited for here
+            found = torch.cat(logits).tolist()
+        return [found[place] for place in sorted(range(len(found)), key=indices.__getitem__)]
 
     def _render(self, questions: Sequence[str]) -> list[str]:
         return chat_texts(self.tokenizer, map(as_conversation, questions))
@@ -142,7 +147,7 @@ class TorchScorer:
         return Prompt(index, (ids[length:] if cached else ids) + self._answer_start, cached)
 
     def _forward(self, chunk: list[Prompt]) -> Any:
-        """Probability of ``yes`` against ``no`` behind each prompt of a chunk: (prompts,)."""
+        """Logits of the words behind each prompt of a chunk: (prompts, words)."""
         import torch
 
         from ..models.shared_prefix import pack_with_shared_prefix, packed_positions
@@ -160,7 +165,7 @@ class TorchScorer:
             ends = packed_positions(ends, width)
         with logits_at(self._head, ends):
             logits = self.model(**arguments).logits.view(len(chunk), -1)  # (prompts, vocabulary)
-        return torch.stack([logits[:, token] for token in self._decision_tokens], -1).float().softmax(-1)[:, 0]
+        return torch.stack([logits[:, token] for token in self._decision_tokens], -1).float()
 
     def _send(self, rows: Any) -> Any:
         """Integers on the model's device; a GPU is not waited for."""
@@ -168,6 +173,10 @@ class TorchScorer:
 
         tensor = torch.tensor(rows)
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self._on_gpu else tensor
+
+
+def _empty_light(time: float, action_set: ActionSet) -> Observation:
+    return Observation("", time, (), "", 0, 0, 0, 0, 0, {}, action_set, () if action_set == "choose" else ACTIONS, "")
 
 
 def _even_chunks(prompts: list[Prompt], chunk_tokens: int) -> Iterator[list[Prompt]]:

@@ -14,7 +14,10 @@ order          greens follow one another as in the program
 kept seconds   a short stage of the program lasts as long as there
 =============  ==========================================================================================
 
-Of a light that keeps its own program only ``yellow`` is asked: that is the network's own doing.
+Where greens may follow one another in any order, ``order`` and ``kept seconds`` are not asked, the lengths are those of
+one green by itself, and the clearance is that of the program's own changes. A light that lets somebody go only on the
+way between two greens keeps its order all the same. Of a light that keeps its own program only
+``yellow`` is asked: that is the network's own doing.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from .network_file import NetworkFiles, WrittenPhase, WrittenProgram
 
@@ -47,6 +50,8 @@ class Rules:
     extend_seconds: int
     judge_longest: bool = True
     """Off for programs that are timed for their demand, with longer greens than a controller's."""
+    any_order: bool = False
+    """Whether greens may be skipped or follow one another as is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +71,28 @@ Shown = Sequence[tuple[float, str]]
 """What a light has shown: (time from which on, state)."""
 
 
-def judge(files: NetworkFiles, program_id: str, light: str, shown: Shown, end: float, rules: Rules) -> list[Violation]:
-    """Every rule that a controlled light broke until ``end``, in the order of the rules."""
+def judge(
+    files: NetworkFiles,
+    program_id: str,
+    light: str,
+    shown: Shown,
+    end: float,
+    rules: Rules,
+    rests: Sequence[float] = (),
+) -> list[Violation]:
+    """Every rule that a controlled light broke until ``end``, in the order of the rules.
+
+    ``rests`` are the seconds at which it rested, nobody being there for another green: no green is too long by them.
+    """
     program = files.programs.get((light, program_id))
     if program is None:
         return [Violation(light, 0.0, "program", f"'{program_id}' is in none of the scenario's files")]
     book = _Book(program, files.driven.get(light, set()), files.crossings.get(light, set()), rules)
-    run = _Run(light, shown, end)
+    run = _Run(light, shown, end, rests)
+    in_order = (_yellow, _conflict, _green_lengths, _clearance, _order, _kept_seconds)
+    in_any_order = (_yellow, _conflict, _green_lengths, _longest_phases, _clearance)
     found: list[Violation] = []
-    for rule in (_yellow, _conflict, _green_lengths, _clearance, _order, _kept_seconds):
+    for rule in in_order if book.in_order else in_any_order:
         found += rule(run, book)
     return found
 
@@ -92,6 +110,7 @@ class _Run:
     light: str
     shown: Shown
     end: float
+    rests: Sequence[float] = ()
 
     def fault(self, time: float, rule: str, detail: str) -> Violation:
         return Violation(self.light, time, rule, detail)
@@ -126,6 +145,12 @@ class _Book:
 
     def green(self, state: str) -> set[int]:
         return {link for link in self.links if state[link] in "Gg"}
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether greens must follow one another as in the program: who left it would never let some go."""
+        greens = [self.green(phase.state) for phase in self.cycle if not self.is_stage(phase)]
+        return not self.rules.any_order or any(self.green(p.state) - set().union(*greens) for p in self.cycle)
 
     def is_stage(self, phase: WrittenPhase) -> bool:
         """Whether nobody can drive, or somebody's yellow runs."""
@@ -192,21 +217,27 @@ class _Book:
     def clearances(self) -> dict[tuple[int, int], float]:
         """Least seconds from the end of the green of one link to the begin of that of another, never shown together."""
         needed: dict[tuple[int, int], float] = {}
+        perhaps: dict[tuple[int, int], float] = {}  # where something between may be a green, or a part of the way
         for i in self.links:
             for stretch in self.runs(i, "Gg"):
-                passed = 0.0
-                seen: set[int] = set()
+                passed, known = 0.0, needed
+                before, seen = self.cycle[stretch[-1]], set[int]()
                 for n in range(1, len(self.cycle)):
                     phase = self.cycle[(stretch[-1] + n) % len(self.cycle)]
                     for j in self.meeting(i, phase.state) - seen:
                         seen.add(j)
-                        needed[i, j] = min(passed, needed.get((i, j), math.inf))
+                        known[i, j] = min(passed, known.get((i, j), math.inf))
+                    if not self.in_order and i in self.driven and not self.is_stage(phase):
+                        if self.green(phase.state) - self.green(before.state):
+                            break  # what follows this green may follow another one, too
+                        known = perhaps
                     if seen and i in self.walked:
                         # Until then people have left the road: whoever comes later need not wait for them.
                         needed |= {(i, j): min(passed, needed.get((i, j), math.inf)) for j in self.driven}
                         break
                     passed += self.least_s(phase, on_foot=i in self.walked)
-        return needed
+                    before = phase
+        return {pair: min(seconds, perhaps.get(pair, math.inf)) for pair, seconds in needed.items()}
 
     def meeting(self, i: int, state: str) -> set[int]:
         """The green links of a state that the program never shows green together with link ``i``."""
@@ -261,8 +292,13 @@ def _green_lengths(run: _Run, book: _Book) -> Iterator[Violation]:
         stretches = book.runs(link, "Gg")
         if not stretches:
             continue
+        if not book.in_order:  # a link may be green in one phase of a stretch by itself, and in many one after another
+            greens = [[k for k in one if not book.is_stage(book.cycle[k])] for one in stretches]
+            stretches = [
+                some for whole, own in zip(stretches, greens, strict=True) for some in [[k] for k in own] or [whole]
+            ]
         least = min(sum(book.least_s(book.cycle[k], on_foot=on_foot) for k in one) for one in stretches)
-        most = max(map(book.longest_s, stretches))
+        most = max(map(book.longest_s, stretches)) if book.in_order else math.inf
         what = "walk" if on_foot else "green"
         for begin, end in run.spans(link, "Gg"):
             length = end - begin
@@ -270,6 +306,27 @@ def _green_lengths(run: _Run, book: _Book) -> Iterator[Violation]:
                 yield run.fault(begin, "minimum green", f"link {link}: {what} of {length:g} s, at least {least:g} s")
             if book.rules.judge_longest and not on_foot and length > most + _DECISION_S + _SLACK_S:
                 yield run.fault(begin, "maximum green", f"link {link}: {what} of {length:g} s, at most {most:g} s")
+
+
+def _longest_phases(run: _Run, book: _Book) -> Iterator[Violation]:
+    """How long each green of the program is shown by itself; the seconds at rest do not count."""
+    longest: dict[str, float] = {}
+    opening = {p.state for k, p in enumerate(book.cycle) if book.green(p.state) - book.green(book.cycle[k - 1].state)}
+    for k, phase in enumerate(book.cycle):
+        if not book.is_stage(phase) and phase.state in opening:  # others may be a part of the way, too
+            onward = [*book.cycle[k:], *book.cycle[:k]]  # equal phases that follow each other look like one
+            alike = takewhile(phase.state.__eq__, (one.state for one in onward))
+            most = sum(math.ceil(book.most_s(one)) for one, _ in zip(onward, alike, strict=False))
+            longest[phase.state] = max(longest.get(phase.state, 0.0), most)
+    # the state may stay the same while others leave: people clear the road, or somebody else's yellow is longer
+    leaving = max([book.rules.yellow_seconds, *book.yellows.values(), *book.clearances.values()])
+    for (begin, state), (end, _) in zip(run.shown, [*run.shown[1:], (run.end, "")], strict=True):
+        if not book.rules.judge_longest or state not in longest:
+            continue
+        length = end - begin - sum(begin <= rest < end for rest in run.rests)
+        if length > longest[state] + leaving + _DECISION_S + _SLACK_S:
+            detail = f"{state} is shown for {length:g} s, at most {longest[state]:g} s"
+            yield run.fault(begin, "maximum green", detail)
 
 
 def _clearance(run: _Run, book: _Book) -> Iterator[Violation]:

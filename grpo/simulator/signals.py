@@ -14,7 +14,9 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.sax.saxutils import quoteattr
 
+from ..records import ActionSet
 from .phases import LightProgram, Links, Phase, green_phases, opened, program_cycle
+from .transitions import Change, all_changes
 
 if TYPE_CHECKING:
     from ..config import SignalConfig
@@ -37,6 +39,8 @@ class SignalSettings:
     max_green: int = 60
     yellow_seconds: int = 3
     detection_range: float = 150.0
+    action_set: ActionSet = "cycle"
+    max_red: int = 120
 
     @classmethod
     def from_config(cls, config: SignalConfig) -> SignalSettings:
@@ -80,6 +84,27 @@ class SignalPlan:
     inserted_yellows: int
     stand_ins: int
     """Greens of which the program does not name both limits, so that the settings stand in."""
+    changes: dict[tuple[int, int], Change]
+    """How the light comes from one green to another, by their positions; in a fixed cycle to the next one alone."""
+    any_order: bool = False
+    """Whether a green may be followed by others than the next of the cycle."""
+
+    def opens(self, links: Links) -> list[frozenset[int]]:
+        """The links of vehicles and people that each green opens."""
+        return [frozenset(opened(green.state, links.vehicles | links.crossings)) for green in self.greens]
+
+    def shortest_s(self, number: int, extend_seconds: int) -> float:
+        """The shortest that a green lasts before another may follow, in whole seconds."""
+        return math.ceil(self.greens[number].first_decision(0.0, extend_seconds) - _EPSILON) + 1
+
+    def into_s(self, number: int) -> float:
+        """The longest change into a green."""
+        return max(change.seconds for (_, b), change in self.changes.items() if b == number)
+
+    def round_s(self, extend_seconds: int) -> float:
+        """Seconds in which every green can be shown once, whatever is shown now."""
+        slots = (self.into_s(k) + self.shortest_s(k, extend_seconds) for k in range(len(self.greens)))
+        return extend_seconds + sum(slots)
 
 
 # ---------------------------------------------------------------------- the controlled cycle
@@ -122,7 +147,30 @@ def plan_signal(junction_id: str, light: LightProgram, settings: SignalSettings,
             )
         )
     stand_ins = sum(None in _named_limits(own[k], adaptive) for k in green_at)
-    return SignalPlan(junction_id, tuple(phases), tuple(greens), origin.count(None), stand_ins)
+    plan = SignalPlan(
+        junction_id, tuple(phases), tuple(greens), origin.count(None), stand_ins, _next_ones(greens, phases)
+    )
+    if settings.action_set == "cycle" or _only_in_stages(own, green_at, light.links):
+        return plan
+    places, least = [green.index for green in greens], [green.min_green for green in greens]
+    every, changes = all_changes(phases, places, least, light.links)
+    return replace(plan, phases=tuple(every), changes=changes, any_order=True)
+
+
+def _next_ones(greens: Sequence[Green], phases: Sequence[Phase]) -> dict[tuple[int, int], Change]:
+    """The changes of a fixed cycle."""
+    return {
+        (k, (k + 1) % len(greens)): Change((green.index + 1) % len(phases), green.transition_s)
+        for k, green in enumerate(greens)
+    }
+
+
+def _only_in_stages(cycle: Sequence[Phase], greens: Sequence[int], links: Links) -> bool:
+    """Whether somebody is let go only on the way between two greens, a stage for people on foot alone above all: who
+    leaves the order of the cycle would never show it."""
+    everybody = links.vehicles | links.crossings
+    served = set().union(*(opened(cycle[k].state, everybody) for k in greens))
+    return any(opened(phase.state, everybody) - served for phase in cycle)
 
 
 def _whole_steps(seconds: float, step_s: float) -> float:
@@ -282,6 +330,7 @@ def programs_xml(plans: Sequence[SignalPlan], *, kind: str) -> str:
                 # SUMO takes the duration as its first guess, so the network's own one is kept.
                 first = min(max(phase.duration, low), high)
                 durations = f'duration="{first:g}" minDur="{low}" maxDur="{high}"'
-            lines.append(f'    <phase {durations} state="{phase.state}"/>')
+            following = f' next="{phase.next[0]}"' if plan.any_order else ""
+            lines.append(f'    <phase {durations} state="{phase.state}"{following}/>')
         lines.append("  </tlLogic>")
     return "\n".join([*lines, "</additional>", ""])

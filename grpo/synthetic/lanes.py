@@ -85,9 +85,18 @@ def lane_uses(to: Sequence[str], lanes: int, room: Mapping[str, int]) -> list[La
 
 
 def draw_lanes(
-    approach: Approach, room: Mapping[str, int], length: float, pocket_chance: float, rng: np.random.Generator
+    approach: Approach,
+    room: Mapping[str, int],
+    length: float,
+    pocket_chance: float,
+    rng: np.random.Generator,
+    *,
+    left_lanes: bool = False,
 ) -> Approach:
-    """Draw pockets and the use of each lane; an arm with more lanes than can be led on loses some of them."""
+    """Draw pockets and the use of each lane; an arm with more lanes than can be led on loses some of them.
+
+    With ``left_lanes`` the leftmost lane is for left turns alone from its begin, where there are enough lanes.
+    """
     turns = approach.turns
     lefts = [node for node, turn in turns.items() if turn == "left"]
     rights = [node for node, turn in turns.items() if turn == "right"]
@@ -108,6 +117,8 @@ def draw_lanes(
         uses = lane_uses(ahead, lanes, room)
         if uses:
             break
+    if left_lanes:
+        uses = [use for use in uses if all(turns[node] == "left" for node in use[-1])] or uses
     # Several lanes for what goes straight on, and few for what turns right.
     worth = np.array([_worth(use, turns) for use in uses])
     base = uses[int(rng.choice(len(uses), p=worth / worth.sum()))]

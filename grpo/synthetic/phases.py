@@ -67,6 +67,15 @@ class Junction:
         """The movements of an approach that turn that way, whatever their lanes."""
         return frozenset(one for one, name in self.turns.items() if one[0] == arm and name == turn)
 
+    def left_lanes(self, arm: str) -> Group:
+        """The movements of an approach's lanes for left turns only, where it has other lanes too."""
+        own = [group for group in self.groups[arm] if {self.turns[one] for one in group} == {"left"}]
+        return frozenset().union(*own) if own != self.groups[arm] else frozenset()
+
+    def is_served(self, phases: Sequence[Group]) -> bool:
+        """Whether every lane is open in full in some phase."""
+        return all(any(group <= phase for phase in phases) for groups in self.groups.values() for group in groups)
+
     def half_open_lanes(self, phases: Sequence[Group]) -> int:
         """How many lanes some phase opens for a part of their movements only."""
         lanes = [{(one.far, to) for to in lane} for one in self.approaches for lane in one.lane_use]
@@ -162,7 +171,7 @@ def draw_phases(junction: Junction, rng: np.random.Generator, *, lefts_apart: bo
         ]
         if len(phases) > 2 and rng.random() < 0.03 * taste:
             phases.insert(int(rng.integers(2, len(phases))), phases[0])  # the first phase twice a cycle
-        phases = [_filled(junction, phase, str(fill), with_arrow) for phase in phases]
+        phases = [filled(junction, phase, str(fill), with_arrow) for phase in phases]
         again = any(before == after for before, after in pairwise([*phases, phases[0]]))
         if 2 <= len(phases) <= MOST_PHASES and not again:
             return phases
@@ -189,12 +198,7 @@ def _draw_axis(
 
 def _schemes(junction: Junction, axis: tuple[str, ...], lefts_apart: bool) -> Iterator[tuple[float, list[Group]]]:
     """Ways to serve an axis, each with its weight; some may not be safe, the first one always is."""
-    whole = junction.whole
-
-    def lefts(arm: str) -> Group:
-        own = [group for group in junction.groups[arm] if {junction.turns[one] for one in group} == {"left"}]
-        return frozenset().union(*own) if own != junction.groups[arm] else frozenset()
-
+    whole, lefts = junction.whole, junction.left_lanes
     if len(axis) == 1:
         yield 1.0, [whole(axis[0])]
         return
@@ -253,7 +257,7 @@ def _dividing_schemes(junction: Junction, axis: tuple[str, ...]) -> Iterator[tup
             yield 0.5, [both, left_a | junction.movements(a, "right")]
 
 
-def _filled(junction: Junction, phase: Group, fill: str, with_arrow: Set[str]) -> Group:
+def filled(junction: Junction, phase: Group, fill: str, with_arrow: Set[str]) -> Group:
     """Add the groups that meet nobody in the phase: all, or those of lanes for right turns only.
 
     On the arms ``with_arrow`` right turns are added by themselves, also out of lanes that they share.

@@ -1,6 +1,6 @@
 """The roads of a synthetic scenario: streets between nodes, built into a SUMO network by ``netconvert``.
 
-One light with three to five arms, two to four in a row, or a grid; every angle, length, speed and lane is drawn, so
+One light with three to five arms, two to six in a row, or a grid; every angle, length, speed and lane is drawn, so
 that no two junctions are alike. The use of lanes is the business of ``lanes.py``, signal programs that of
 ``phases.py``.
 """
@@ -23,6 +23,8 @@ from ..simulator.sumo_home import sumo_binary, sumo_environment
 from ..system.errors import ScenarioError, one_line
 from .lanes import HALF_JUNCTION_M, Approach, draw_lanes, draw_shares, find_turns
 
+_LARGE = {"corridor": ((3, 1), (4, 1), (5, 1), (6, 1)), "grid": ((2, 2), (3, 2), (3, 3), (3, 3), (4, 4))}
+"""Columns and rows of lights of a large network."""
 _SPEEDS = (8.33, 11.11, 13.89, 16.67, 19.44)  # 30 to 70 km/h
 
 
@@ -58,14 +60,22 @@ class _Street:
     backward: bool = True
 
 
-def draw_roads(kind: str, rng: np.random.Generator) -> Roads:
-    """Draw the roads of one scenario; ``kind`` is one of ``synthetic.KINDS``."""
+def draw_roads(kind: str, rng: np.random.Generator, *, large: bool = False) -> Roads:
+    """Draw the roads of one scenario; ``kind`` is one of ``synthetic.KINDS``.
+
+    With ``large`` junctions have more lanes, most of them lanes for the lefts, and there are up to 16 of them.
+    """
     lattice = kind in ("pair", "corridor", "grid")
-    nodes, streets = _draw_lattice(kind, rng) if lattice else _draw_junction(kind, rng)
+    nodes, streets = _draw_lattice(kind, rng, large) if lattice else _draw_junction(kind, rng)
+    if large and rng.random() < 0.5:  # no side streets: as much comes from everywhere
+        streets = [replace(street, main=True) for street in streets]
     lights = sorted({street.b for street in streets})
-    size = _draw_sizes(streets, rng)
+    size = _draw_sizes(streets, rng, large)
     main = {frozenset((street.a, street.b)): street.main for street in streets}
     pocket_chance = 1.0 if kind == "cross_protected" else rng.uniform(0, 0.9)
+    left_lanes = large and rng.random() < 0.4
+    if large:
+        pocket_chance = max(pocket_chance, float(rng.choice([0.0, 1.0, 1.0])))
     approaches = {}
     for far, light in size:
         if light not in lights:
@@ -77,7 +87,9 @@ def draw_roads(kind: str, rng: np.random.Generator) -> Roads:
         approach = Approach(far, light, lanes, speed, 0, 0, 0, turns, draw_shares(turns, weight, rng), ())
         room = {node: size[light, node][0] for node in turns}
         length = math.dist(nodes[far], nodes[light])
-        approaches[far, light] = draw_lanes(approach, room, length, pocket_chance, rng)
+        own_lanes = left_lanes and lanes > 1
+        pockets = 0.0 if own_lanes else pocket_chance
+        approaches[far, light] = draw_lanes(approach, room, length, pockets, rng, left_lanes=own_lanes)
     return Roads(
         nodes=nodes,
         lights=lights,
@@ -111,10 +123,14 @@ def _draw_junction(kind: str, rng: np.random.Generator) -> tuple[dict[str, tuple
     return nodes, streets
 
 
-def _draw_lattice(kind: str, rng: np.random.Generator) -> tuple[dict[str, tuple[float, float]], list[_Street]]:
+def _draw_lattice(
+    kind: str, rng: np.random.Generator, large: bool
+) -> tuple[dict[str, tuple[float, float]], list[_Street]]:
     """Lights in rows, which are the main roads, and columns; some side streets end at their light."""
     columns = {"pair": 2, "corridor": int(rng.choice([3, 3, 4])), "grid": int(rng.choice([2, 2, 3]))}[kind]
     rows = 2 if kind == "grid" else 1
+    if large and kind != "pair":
+        columns, rows = _LARGE[kind][int(rng.integers(len(_LARGE[kind])))]
     near = rng.random() < 0.5  # links on which queues reach the light behind
     gaps = [rng.uniform(70, 150, n - 1) if near else rng.uniform(150, 450, n - 1) for n in (columns, rows)]
     xs, ys = (np.concatenate([[0], np.cumsum(gap)]) for gap in gaps)
@@ -142,9 +158,11 @@ def _draw_lattice(kind: str, rng: np.random.Generator) -> tuple[dict[str, tuple[
     return nodes, streets
 
 
-def _draw_sizes(streets: Sequence[_Street], rng: np.random.Generator) -> dict[tuple[str, str], tuple[int, float]]:
+def _draw_sizes(
+    streets: Sequence[_Street], rng: np.random.Generator, large: bool
+) -> dict[tuple[str, str], tuple[int, float]]:
     """Lanes and speed limit of every direction of every street, by its nodes."""
-    main_lanes = int(rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15]))
+    main_lanes = int(rng.choice([1, 2, 3], p=[0.15, 0.45, 0.4] if large else [0.4, 0.45, 0.15]))
     speed = int(rng.integers(1, 5))
     size = {}
     for street in streets:

@@ -3,14 +3,16 @@
 The roads come from ``roads.py``, the phases from ``phases.py``, the shape of the demand from
 ``demand.py``. Here green times are fitted to the mean demand, as a traffic engineer would fit a fixed
 program, and the demand is scaled until the worst lane of the worst time slot reaches the wanted degree of
-saturation under that program. Splits, folders and settings are the business of ``scenarios.py``.
+saturation under that program. Of many greens that share movements only some are needed, and no fixed cycle
+through all comes near to what a light can carry: there it is the best use of the greens that counts. Splits,
+folders and settings are the business of ``scenarios.py``.
 """
 
 from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,18 +29,22 @@ from .demand import (
     sum_flows,
 )
 from .lanes import Approach
+from .many_greens import Style, draw_many_phases, draw_style
 from .phases import draw_phases, read_junction
 from .programs import draw_limits, transition_s, write_program
 from .roads import Roads, draw_roads, net_text, netconvert
 
 KINDS = ("cross", "cross_protected", "tee", "star", "one_way", "pair", "corridor", "grid")
 """Four arms; four arms with pockets and phases for the lefts; three arms; five arms; four arms of which some are
-one-way streets; two, three or four lights in a row; two by two or two by three lights."""
+one-way streets; two, three or four lights in a row; two by two or two by three lights. With many greens up to six
+lights in a row, or four by four."""
 
 _SATURATION_FLOW = 2000.0  # vehicles per hour of green on one lane, as SUMO's default drivers do
 _START_LOSS_S = 1.0  # of each green, which no vehicle uses; some pass at yellow
 _BLOCKING = 1.8  # a permissive left also holds up those behind it, in its own lane or beyond its pocket
 _MIN_GREEN_S = 6
+_BEST_USE = 0.75  # of the load, where it is that of the best use of many greens: no control comes near to it
+_CYCLE_S = 90  # of that best use
 _LONG_POCKET_M = 60  # in a shorter one some green is lost to vehicles that cannot reach their lane
 _MOST_VEH_PER_HOUR = {1: 3000.0, 2: 3200.0}  # by lights: what a scenario may cost to simulate
 _SPILLBACK = {"pair": 0.95, "corridor": 0.9, "grid": 0.85}  # of the load, where queues reach the light behind
@@ -53,18 +59,23 @@ class SyntheticScenario:
     parameters: dict[str, Any]
 
 
-def make_scenario(kind: str, *, load: float, duration_s: int, rng: np.random.Generator) -> SyntheticScenario:
+def make_scenario(
+    kind: str, *, load: float, duration_s: int, rng: np.random.Generator, many_greens: bool = False
+) -> SyntheticScenario:
     """Draw one scenario of ``kind`` whose worst degree of saturation under its own program is about ``load``.
 
-    It is less where the network has several lights or would carry too much traffic to be simulated cheaply.
+    It is less where the network has several lights or would carry too much traffic to be simulated cheaply. With
+    ``many_greens`` its lights have five to eight greens wherever the junction allows it, there may be more of them, and
+    three quarters of ``load`` are asked of the best use of the greens: at most about what they can carry.
     Raises :class:`ScenarioError` where netconvert cannot be run.
     """
-    roads = draw_roads(kind, rng)
+    roads = draw_roads(kind, rng, large=many_greens)
     net = ET.fromstring(netconvert(roads))
-    load *= _SPILLBACK.get(kind, 1.0)
+    load *= _SPILLBACK.get(kind, 1.0) * (_BEST_USE if many_greens else 1.0)
     profile, weights = draw_demand(roads, load, rng)
     ways = {entry.far: list(find_ways(roads, entry)) for entry in roads.entries}
-    programs = [_FixedProgram(net, roads, light, kind == "cross_protected", rng) for light in roads.lights]
+    style = draw_style(rng) if many_greens else None
+    programs = [_FixedProgram(net, roads, light, kind == "cross_protected", style, rng) for light in roads.lights]
     # One cycle for all lights, so that their offsets mean something.
     cycle_s = round((20 + 15 * max(len(program.states) for program in programs) + 30 * load) * rng.uniform(0.7, 1.3))
     cycle_s = max(min(cycle_s, 140), *(program.shortest_cycle_s for program in programs), 40)
@@ -74,7 +85,7 @@ def make_scenario(kind: str, *, load: float, duration_s: int, rng: np.random.Gen
         flows = sum_flows(ways, {far: scale * weight for far, weight in weights.items()})
         for program in programs:
             program.fit(flows, cycle_s)
-        reached = max(program.worst_saturation(flows) for program in programs)
+        reached = _worst_saturation(programs, flows, best_use=many_greens)
         scale = min(scale * (load / reached) ** 0.7, most / np.sum(list(weights.values()), axis=0).max())
     waves = rng.random() < 0.7
     for program in programs:
@@ -88,6 +99,7 @@ def make_scenario(kind: str, *, load: float, duration_s: int, rng: np.random.Gen
     parameters = {
         "kind": kind,
         "load": round(reached, 3),
+        **({"many_greens": True, "load_of_cycle": round(_worst_saturation(programs, flows), 3)} if many_greens else {}),
         "profile": profile,
         "lights": {program.light: program.description(cycle_s) for program in programs},
         "lanes": {approach.edges[0]: approach.lanes for approach in approaches},
@@ -108,12 +120,22 @@ def make_scenario(kind: str, *, load: float, duration_s: int, rng: np.random.Gen
 class _FixedProgram:
     """The program of one light, and the green times that suit its demand."""
 
-    def __init__(self, net: ET.Element, roads: Roads, light: str, lefts_apart: bool, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        net: ET.Element,
+        roads: Roads,
+        light: str,
+        lefts_apart: bool,
+        style: Style | None,
+        rng: np.random.Generator,
+    ) -> None:
         self.light = light
         self.approaches = roads.of_light(light)
         self.program = next(program for program in net.iter("tlLogic") if program.get("id") == light)
         self.junction = junction = read_junction(net, roads, light)
-        phases = draw_phases(junction, rng, lefts_apart=lefts_apart)
+        phases = (
+            draw_many_phases(junction, style, rng) if style else draw_phases(junction, rng, lefts_apart=lefts_apart)
+        )
         self.states = [junction.state(phase) for phase in phases]
         self.half_open_lanes = junction.half_open_lanes(phases)
         self.limits = draw_limits(junction, phases, rng)
@@ -180,11 +202,21 @@ class _FixedProgram:
             self.greens = _to_sum(self.greens * np.sqrt(worst / worst.mean()), available)
         self.greens = _to_sum(self.greens * self.misfit, available)
 
-    def worst_saturation(self, flows: Flows) -> float:
-        """Demand over capacity of the worst lane in the worst time slot."""
+    def _best_saturation(self, demand: np.ndarray, capacity: np.ndarray) -> float:
+        """That of the worst lane if only the greens are shown that serve all in the shortest time."""
+        from scipy.optimize import linprog
+
+        shares = linprog(np.ones(len(self.states)), A_ub=-capacity, b_ub=-demand).x
+        needed = [state for state, share in zip(self.states, shares, strict=True) if share > 1e-6]
+        lost_s = sum(transition_s(needed, self.limits)) + _START_LOSS_S * len(needed)
+        return float(shares.sum()) * _CYCLE_S / (_CYCLE_S - lost_s)
+
+    def worst_saturation(self, flows: Flows, *, best_use: bool) -> float:
+        """Demand over capacity of the worst lane in the worst time slot, in the cycle or in the greens' best use."""
         slots = len(next(iter(flows.values())))
+        measure = self._best_saturation if best_use else lambda *lanes: float(self._saturation(*lanes).max())
         return max(
-            float(self._saturation(*self._lanes(now)).max())
+            measure(*self._lanes(now))
             for slot in range(slots)
             for now in [{(f, to): flow[slot] for (f, light, to), flow in flows.items() if light == self.light}]
         )
@@ -211,6 +243,10 @@ class _FixedProgram:
             "cycle_s": cycle_s,
             **asdict(self.limits),
         }
+
+
+def _worst_saturation(programs: Sequence[_FixedProgram], flows: Flows, *, best_use: bool = False) -> float:
+    return max(program.worst_saturation(flows, best_use=best_use) for program in programs)
 
 
 def _to_sum(greens: np.ndarray, total: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import strategies as st
@@ -58,3 +59,49 @@ def written_programs(draw: st.DrawFn) -> tuple[list[WrittenPhase], tuple[int, ..
         st.one_of(st.just(_LIMITS[0]), st.sampled_from(_LIMITS)),
     )
     return draw(st.lists(phase, min_size=1, max_size=8)), walked
+
+
+@st.composite
+def ring_programs(draw: st.DrawFn) -> tuple[list[WrittenPhase], tuple[int, ...]]:
+    """Phases as an engineer writes them, and the crossings: three to eight greens, behind each the clearance of people
+    on foot, yellow, all-red, red and yellow, each of them in some programs and not in others."""
+    links = draw(st.integers(4, 8))
+    walked = tuple(range(links - draw(st.integers(0, 2)), links))
+    pairs = [(i, j) for i in range(links) for j in range(i)]
+    foes = draw(st.sets(st.sampled_from(pairs), min_size=len(pairs) // 3))
+    greens: list[set[int]] = []
+    for first in draw(st.lists(st.integers(0, links - 1 - len(walked)), min_size=3, max_size=8)):
+        green = {first}
+        for other in draw(st.permutations(range(links))):
+            if draw(st.booleans()) and not any({(other, one), (one, other)} & foes for one in green):
+                green.add(other)
+        greens.append(green)
+    yielding = draw(st.sets(st.integers(0, links - 1), max_size=2))
+    yellow = {link: draw(st.sampled_from([3.0, 3.0, 4.0, 3.5])) for link in range(links)}
+    longest = max(yellow.values())
+    phases: list[WrittenPhase] = []
+
+    def show(signs: list[str], seconds: float, low: float | None = None, high: float | None = None) -> None:
+        phases.append(WrittenPhase("".join(signs), seconds, low, high))
+
+    for now, then in zip(greens, greens[1:] + greens[:1], strict=True):
+        state = ["g" if k in yielding else "G" if k in now else "r" for k in range(links)]
+        state = [sign if k in now else "r" for k, sign in enumerate(state)]
+        show(state, draw(st.sampled_from([8.0, 20.0, 31.0])), *draw(st.sampled_from(_LIMITS[:4])))
+        ends = now - then
+        if ends & set(walked):
+            state = ["r" if k in ends and k in walked else sign for k, sign in enumerate(state)]
+            show(state, draw(st.sampled_from([5.0, 8.0, 14.0])))
+        if drivers := ends - set(walked):
+            late = draw(st.booleans())  # who has the shorter yellow keeps its green for longer, or is red for longer
+            for begin, end in itertools.pairwise(sorted({0.0, longest, *(yellow[k] for k in drivers)})):
+                for k in drivers:
+                    over = begin >= longest - yellow[k] if late else begin < yellow[k]
+                    state[k] = "y" if over else state[k] if late else "r"
+                show(state, end - begin)
+        state = [sign if k in now & then else "r" for k, sign in enumerate(state)]
+        if seconds := draw(st.sampled_from([0.0, 1.0, 2.0, 3.5])):
+            show(state, seconds)
+        if draw(st.booleans()) and (starts := then - now - set(walked)):
+            show(["u" if k in starts else sign for k, sign in enumerate(state)], 1.0)
+    return phases, walked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,18 @@ from safetensors.numpy import load_file, save_file
 
 from grpo.config import GRPOTrainingConfig
 from grpo.prompt_builder import ANSWERS, build_prompt
-from grpo.records import Action, GRPODataEntry, Observation, Outcome, PhaseMetrics, best_of, row_to_json
+from grpo.records import (
+    Action,
+    ActionSet,
+    GRPODataEntry,
+    Observation,
+    Outcome,
+    PhaseMetrics,
+    advantage_of,
+    best_of,
+    observation_of,
+    row_to_json,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -26,8 +37,9 @@ CHAT_TEMPLATE = (
 
 
 def phase_metrics(**given: int) -> PhaseMetrics:
-    """One phase's numbers: those given, and 0 for the rest."""
-    return PhaseMetrics(**(dict.fromkeys((field.name for field in fields(PhaseMetrics)), 0) | given))
+    """One phase's numbers: those given, 0 for the rest, and none of those that a cycle does not tell."""
+    of_a_cycle = [field.name for field in fields(PhaseMetrics) if field.default is not None]
+    return PhaseMetrics(**(dict.fromkeys(of_a_cycle, 0) | given))
 
 
 def tiny_observation(rng: random.Random, *, junction_id: str = "J1", time: float = 100.0) -> Observation:
@@ -95,13 +107,76 @@ def tiny_rows(
                 rollout_policy="delay_balance",
                 horizon_seconds=30,
                 outcome_scope="network",
-                best_action=best_of(gain) if with_outcomes else None,
+                best_action=("yes" if gain >= 0 else "no") if with_outcomes else None,
                 advantage=gain if with_outcomes else None,
                 num_futures=1,
                 advantage_spread=None,
             )
         )
     return rows
+
+
+def choose_row(
+    number: int,
+    costs: dict[Action, float] | None = None,
+    *,
+    called: tuple[int, ...] = (0, 4, 2, 0),
+    scenario: str = "a",
+) -> GRPODataEntry:
+    """A row of a light with the greens ``g0``, ``g1``, ..., called by so many each, ``g0`` being green; ``costs`` are
+    those of the open ones, by default of all that are called and the current one.
+    """
+    phases = [f"g{index}" for index in range(len(called))]
+    metrics = {
+        phase: phase_metrics(lanes=1, queue=count, called=count, change=3 * (index > 0), red=20 * (index > 0))
+        for index, (phase, count) in enumerate(zip(phases, called, strict=True))
+    }
+    open_now = [phase for phase in phases if phase == "g0" or metrics[phase].called]
+    costs = costs or {phase: 100.0 - 10.0 * metrics[phase].queue for phase in open_now}
+    row = replace(
+        tiny_rows(1)[0],
+        id=f"{scenario}-1-{number}",
+        scenario=scenario,
+        simulation_time=100.0 + 5 * number,
+        phase_order=tuple(phases),
+        current_phase_id="g0",
+        phase_metrics=metrics,
+        action_set="choose",
+        choices=tuple(costs),
+        outcomes={phase: Outcome(cost, 100.0, 50.0, 3, 4, 0, 0) for phase, cost in costs.items()},
+        best_action=best_of(costs),
+        advantage=advantage_of(costs),
+    )
+    return replace(row, prompt=build_prompt(observation_of(row)))
+
+
+def choose_rows(count: int, *, seed: int = 0, scenarios: tuple[str, ...] = ("a", "b", "c")) -> list[GRPODataEntry]:
+    """Rows of lights with two to five greens, of which two or more are open; the one that most call is the best."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        called = (rng.randint(0, 3), *(rng.choice((0, 0, 2, 5, 9)) for _ in range(rng.randint(1, 4))))
+        called = called if any(called[1:]) else (called[0], 4)
+        rows.append(choose_row(index, called=called, scenario=scenarios[index % len(scenarios)]))
+    return rows
+
+
+def rows_of(action_set: ActionSet, count: int, **given: Any) -> list[GRPODataEntry]:
+    """Rows of any action set; those of ``skip`` are the ones of the cycle, with the phase that ``no`` leads to."""
+    if action_set == "choose":
+        return choose_rows(count, **given)
+    rows = tiny_rows(count, **given)
+    if action_set == "cycle":
+        return rows
+    skipping = []
+    for row in rows:
+        metrics = {
+            phase: replace(one, called=one.queue or 1, change=0 if phase == "0" else 3, red=0 if phase == "0" else 20)
+            for phase, one in row.phase_metrics.items()
+        }
+        row = replace(row, action_set="skip", next_phase_id="2", phase_metrics=metrics)
+        skipping.append(replace(row, prompt=build_prompt(observation_of(row))))
+    return skipping
 
 
 def write_dataset(folder: Path, rows: list[GRPODataEntry]) -> Path:
@@ -123,7 +198,7 @@ def tiny_tokenizer() -> Any:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     core.decoder = decoders.ByteLevel()
-    texts = [row.prompt for row in tiny_rows(30)] + list(ANSWERS.values()) * 10
+    texts = [row.prompt for row in tiny_rows(30)] + list(ANSWERS["cycle"].values()) * 10
     core.train_from_iterator(
         texts,
         trainers.BpeTrainer(

@@ -1,7 +1,13 @@
 "use strict";
-// One decision: what was read, what was answered, and what both answers led to. Needs map.js.
+// One decision: what was read, what was answered, and what all answers led to. Needs map.js.
 
-const ANSWERS = ["yes", "no"];
+// An answer in plain words; where greens do not follow a fixed cycle it names the green that it leads to.
+function answerText(decision, answer) {
+  const [, , phase, , , , , phases] = decision;
+  if (!phases) return Page.t(`answer.${answer}`);
+  const to = answer === "yes" ? phase : answer === "no" ? phases[1] : answer;
+  return Page.t(to === phase ? "answer.keep" : "answer.go", { phase: to });
+}
 
 class DecisionPanel {
   constructor(player) {
@@ -37,11 +43,11 @@ class DecisionPanel {
   }
 
   content(deciding, recorded, decision) {
-    const [second, light, phase, answer, probability, prompt] = decision;
+    const [second, light, phase, answer, probability, prompt, written, phases] = decision;
     const t = Page.t;
     const futures = recorded.futuresOf.get(`${second} ${light}`);
     const worst = recorded.worst.find((one) => one.second === second && one.light === light);
-    const sure = probability === null ? "" : t("decision.sure", { percent: (100 * (answer === "yes" ? probability : 1 - probability)).toFixed(1) });
+    const sure = probability === null ? "" : t("decision.sure", { percent: (100 * probability).toFixed(1) });
     const parts = [Page.el("h4", {}, t("decision.title", { light, clock: Page.clock(recorded.begin + second) }))];
     if (deciding.length > 1) {
       parts.push(
@@ -53,50 +59,52 @@ class DecisionPanel {
           } }, one.name))),
       );
     }
-    parts.push(Page.el("p", { class: "answer" }, t("decision.said", { name: recorded.name, phase, answer: t(`answer.${answer}`) }), " ", sure));
-    if (futures) parts.push(...this.outcomes(recorded, futures, answer));
+    parts.push(Page.el("p", { class: "answer" }, t("decision.said", { name: recorded.name, phase, answer: answerText(decision, answer) }), " ", sure));
+    if (futures) parts.push(...this.outcomes(recorded, futures, decision));
     else parts.push(Page.el("p", { class: "note" }, t("decision.notsimulated")));
     if (worst) {
-      this.futures = new Futures(this.player.map, recorded, worst, answer);
+      this.futures = new Futures(this.player.map, recorded, worst, decision);
       parts.push(this.futures.element);
     }
     const read = recorded.instruction ? [Page.el("pre", {}, recorded.instruction), Page.el("pre", {}, prompt)] : [Page.el("pre", {}, prompt)];
-    parts.push(Page.el("details", {}, Page.el("summary", {}, t(recorded.instruction ? "decision.prompt" : "decision.state")), ...read, Page.el("pre", { class: "given" }, `{"extend": "${answer}"}`)));
+    const numbered = recorded.action_set === "choose" ? phases.map((id, number) => t("decision.number", { number, phase: id })) : [];
+    const numbers = numbered.length ? Page.el("p", { class: "note" }, t("decision.numbers", { numbers: listed(numbered) })) : null;
+    parts.push(Page.el("details", {}, Page.el("summary", {}, t(recorded.instruction ? "decision.prompt" : "decision.state")), ...read, Page.el("pre", { class: "given" }, written), numbers));
     return parts;
   }
 
-  outcomes(recorded, futures, answer) {
+  outcomes(recorded, futures, decision) {
     const t = Page.t;
-    const other = answer === "yes" ? "no" : "yes";
-    const cost = futures[answer][0] - futures[other][0];
+    const answer = decision[3];
+    const least = Math.min(...futures.filter(([one]) => one !== answer).map(([, figures]) => figures[0]));
+    const cost = futures.find(([one]) => one === answer)[1][0] - least;
     const verdict = Math.abs(cost) < 0.05 ? "decision.same" : cost > 0 ? "decision.cost" : "decision.saved";
-    const rows = ANSWERS.map((one) =>
+    const rows = futures.map(([one, figures]) =>
       Page.el("tr", {},
-        Page.el("th", { scope: "row" }, t(`answer.${one}`), one === answer ? ` (${t("decision.given")})` : ""),
-        ...futures[one].map((value, column) => Page.el("td", {}, column < 2 ? value.toFixed(1) : value.toFixed(0)))),
+        Page.el("th", { scope: "row" }, answerText(decision, one), one === answer ? ` (${t("decision.given")})` : ""),
+        ...figures.map((value, column) => Page.el("td", {}, column < 2 ? value.toFixed(1) : value.toFixed(0)))),
     );
     const head = ["answer", "outcome.delay", "outcome.queue", "outcome.stops", "outcome.arrivals"].map((word) => Page.el("th", { scope: "col" }, t(word)));
     return [
-      Page.el("p", {}, t(verdict, { cost: Math.abs(cost).toFixed(1), seconds: recorded.horizon.seconds })),
+      Page.el("p", {}, t(futures.length > 2 ? `${verdict}.best` : verdict, { cost: Math.abs(cost).toFixed(1), seconds: recorded.horizon.seconds })),
       Page.el("div", { class: "scroll", tabindex: "0" }, Page.el("table", {}, Page.el("thead", {}, Page.el("tr", {}, ...head)), Page.el("tbody", {}, ...rows))),
-      Page.el("p", { class: "note" }, t("decision.how", recorded.horizon)),
+      Page.el("p", { class: "note" }, t(futures.length > 2 ? "decision.how.all" : "decision.how", recorded.horizon)),
     ];
   }
 }
 
-// Both futures of one decision, side by side around the light.
+// Two futures of one decision, side by side around the light: after the given answer, and after the best other one.
 class Futures {
-  constructor(map, recorded, worst, given) {
+  constructor(map, recorded, worst, decision) {
     this.worst = worst;
     this.seconds = recorded.horizon.seconds;
     this.time = 0;
     this.playing = false;
     const light = recorded.lights.find((one) => one.id === worst.light);
-    this.sides = ANSWERS.map((answer) => {
-      const future = worst.futures[answer];
+    this.sides = worst.futures.map(([answer, future]) => {
       const canvas = Page.el("canvas", { class: "map small", role: "img" });
       const figures = Page.el("p", { class: "figures" });
-      const caption = `${Page.t(`answer.${answer}`)}${answer === given ? ` (${Page.t("decision.given")})` : ""}`;
+      const caption = `${answerText(decision, answer)}${answer === decision[3] ? ` (${Page.t("decision.given")})` : ""}`;
       const side = { future, canvas, figures, caption, traffic: new Traffic(future.tracks, future.lengths), view: new View(canvas, map, [light]) };
       side.element = Page.el("figure", {}, Page.el("figcaption", {}, Page.el("b", {}, caption), figures), canvas);
       return side;

@@ -24,10 +24,15 @@ Page.section({
       const group = total(evaluation);
       part.append(Page.el("div", { class: "charts" }, delays(evaluation, group), differences(evaluation, group)));
       if (evaluation.verdicts.length) part.append(judged(evaluation.verdicts));
-      const about = evaluation.controllers.map((one) => [one.name, Page.t(one.model ? "controllers.model" : `about.${one.name}`)]);
+      const about = evaluation.controllers.map((one) => [one.name, aboutController(one)]);
       part.append(Page.el("details", {}, Page.el("summary", {}, Page.t("controllers.about")), Page.table([Page.t("controller"), ""], about, { kind: "settings" }), Page.el("p", {}, Page.t("controllers.delay"))));
     }),
 });
+
+function aboutController(one) {
+  const about = Page.t(one.model ? (one.action_set === "choose" ? "controllers.model.choose" : "controllers.model") : `about.${one.rule}`);
+  return one.action_set === "cycle" ? about : Page.t(`controllers.${one.action_set}`, { about });
+}
 
 // What `grpo benchmark` answers for each model and group of networks, and why.
 function judged(verdicts) {

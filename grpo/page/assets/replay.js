@@ -25,7 +25,7 @@ class Recorded {
       let percent = 0;
       this.fullness.set(edge, Float32Array.from(content.fill.percent[i] || [], (step) => (percent += step) / 100));
     });
-    this.futuresOf = new Map(content.futures.map(([second, light, yes, no]) => [`${second} ${light}`, { yes, no }]));
+    this.futuresOf = new Map(content.futures.map(([second, light, figures]) => [`${second} ${light}`, figures]));
     this.decisionsOf = new Map();
     for (const decision of content.decisions) {
       if (!this.decisionsOf.has(decision[1])) this.decisionsOf.set(decision[1], []);
@@ -312,7 +312,7 @@ class Player {
     return Page.t("replay.worst.line", {
       clock: Page.clock(recorded.begin + worst.second),
       light: worst.light,
-      answer: Page.t(`answer.${decision[3]}`),
+      answer: answerText(decision, decision[3]),
       cost: worst.cost.toFixed(0),
     });
   }

@@ -31,12 +31,13 @@ Page.section({
       return Charts.bars({ title, bins, x: { label }, y: { label: Page.t("labels.count") }, series: [{ name: "", values: histogram.counts }], zero: zero < bins.length ? zero : 0, note: Page.t("labels.outer") });
     };
     for (const one of data.labels) {
+      const choose = one.action_set === "choose" ? ".choose" : "";
       const share = (count) => `${count} (${Math.round((100 * count) / Math.max(1, one.rows))} %)`;
       root.append(
         Page.el("h3", {}, one.name),
-        Page.el("p", {}, Page.t("labels.sentence", { rows: one.rows, extend: share(one.extend_better), near: share(one.near_zero), horizon: one.horizon, futures: one.futures })),
+        Page.el("p", {}, Page.t(`labels.sentence${choose}`, { rows: one.rows, extend: share(one.extend_better), near: share(one.near_zero), horizon: one.horizon, futures: one.futures })),
       );
-      const charts = [chart(Page.t("labels.advantages"), one.advantages, Page.t("labels.advantages.unit")), chart(Page.t("labels.spreads"), one.spreads, Page.t("labels.spreads.unit"))];
+      const charts = [chart(Page.t(`labels.advantages${choose}`), one.advantages, Page.t(`labels.advantages.unit${choose}`)), chart(Page.t("labels.spreads"), one.spreads, Page.t("labels.spreads.unit"))];
       root.append(Page.el("div", { class: "charts" }, ...charts.filter(Boolean)));
       const rows = Object.entries(one.results).map(([key, count]) => [Page.t(`labels.${key}`), Page.number(count, 0)]);
       const scenarios = Page.table([Page.t("scenario"), Page.t("labels.count")], one.by_scenario.map(([name, count]) => [name, String(count)]));
