@@ -104,8 +104,8 @@ def most_red_s(plan: SignalPlan, settings: SignalSettings) -> float:
     """Seconds for which somebody who is there may be red: as the settings say where any green may be chosen, else a
     cycle of longest greens."""
     if settings.action_set == "choose" and plan.any_order:
-        return max(settings.max_red, plan.round_s(settings.extend_seconds))
-    return sum(plan.into_s(k) + max(green.max_green, green.min_green) + 1 for k, green in enumerate(plan.greens))
+        return plan.most_red_s(settings)
+    return sum(plan.into_s[k] + max(green.max_green, green.min_green) + 1 for k, green in enumerate(plan.greens))
 
 
 def run(

@@ -212,9 +212,10 @@ ANSWERS: dict[ActionSet, dict[str, str]] = {
 decisions are scored on."""
 ACTION_SETS = tuple(ANSWERS)
 
+_EXTENSION_REGEX = r"""(?i)["']?extend["']?\s*[:=]\s*["']?(yes|no)\b"""
 PARTIAL_REGEX: dict[ActionSet, str] = {
-    "cycle": r"""(?i)["']?extend["']?\s*[:=]\s*["']?(yes|no)\b""",
-    "skip": r"""(?i)["']?extend["']?\s*[:=]\s*["']?(yes|no)\b""",
+    "cycle": _EXTENSION_REGEX,
+    "skip": _EXTENSION_REGEX,
     "choose": r"""(?i)["']?phase["']?\s*[:=]\s*["']?(\d+)\b""",
 }
 """Finds the word in an answer that is not exactly the object; it is group 1."""
@@ -253,53 +254,31 @@ def build_prompt(observation: Observation, fields: Sequence[str] = DEFAULT_FIELD
 
     It does not tell which light it is, nor the hour: neither a name nor a time of day must change a decision.
     """
-    if observation.action_set == "choose":
-        return _choice_prompt(observation, fields)
-    skip = {"next_phase_id": observation.next_phase_id} if observation.action_set == "skip" else {}
+    in_order = observation.action_set != "choose"  # else phases are numbered, and the first number is the current one
+    names = fields_told(fields, observation.action_set)
     state = {
-        "current_phase_id": observation.current_phase_id,
-        **skip,
+        **({"current_phase_id": observation.current_phase_id} if in_order else {}),
+        **({"next_phase_id": observation.next_phase_id} if observation.action_set == "skip" else {}),
+        **({} if in_order else {"choices": list(words_of(observation).values())}),
         "green_elapsed": observation.current_green_elapsed,
         "min_green": observation.min_green,
         "max_green": observation.max_green,
-        "transition_seconds": observation.transition_seconds,
-        "phase_metrics_by_id": _numbers(observation, fields),
-    }
-    document = {
-        "crossing_id": ANY_LIGHT,
-        "as_of": int(observation.simulation_time) % _CLOCK_S,
-        "phase_order": observation.phase_order,
-        "extend_seconds": observation.extend_seconds,
-        "state": state,
-    }
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-
-
-def _choice_prompt(observation: Observation, fields: Sequence[str]) -> str:
-    state = {
-        "choices": list(words_of(observation).values()),
-        "green_elapsed": observation.current_green_elapsed,
-        "min_green": observation.min_green,
-        "max_green": observation.max_green,
+        **({"transition_seconds": observation.transition_seconds} if in_order else {}),
         "phase_metrics_by_id": {
-            str(number): told for number, told in enumerate(_numbers(observation, fields).values())
+            phase if in_order else str(number): {
+                name: getattr(observation.phase_metrics[phase], name) for name in names
+            }
+            for number, phase in enumerate(listed_phases(observation))
         },
     }
     document = {
         "crossing_id": ANY_LIGHT,
         "as_of": int(observation.simulation_time) % _CLOCK_S,
+        **({"phase_order": observation.phase_order} if in_order else {}),
         "extend_seconds": observation.extend_seconds,
         "state": state,
     }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-
-
-def _numbers(observation: Observation, fields: Sequence[str]) -> dict[str, dict[str, int]]:
-    names = fields_told(fields, observation.action_set)
-    return {
-        phase: {name: getattr(observation.phase_metrics[phase], name) for name in names}
-        for phase in listed_phases(observation)
-    }
 
 
 def build_messages(prompt: str, prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict[str, str]]:

@@ -257,7 +257,7 @@ class TrafficSimulation:
         extend = self.settings.extend_seconds
         open_now = called[:1] if self.settings.action_set == "skip" else [*kept, *called]
         if self.settings.action_set == "choose" and plan.any_order:
-            most, since = max(self.settings.max_red, plan.round_s(extend)), light.calls.since
+            most, since = plan.most_red_s(self.settings), light.calls.since
             safe = in_time(open_now, light.green, self.time, since, plan, opens, extend_seconds=extend, max_red=most)
             open_now = safe[: MOST_CHOICES - (not kept)]
         if len(open_now) > 1:

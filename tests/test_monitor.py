@@ -36,24 +36,27 @@ def files(phases: list[WrittenPhase], walked: tuple[int, ...] = (), kind: str = 
     )
 
 
-def drive(plan: SignalPlan, random: Random, greens: int) -> tuple[list[tuple[float, str]], float]:
-    """What the light shows under random decisions, asked as the controller asks, and when that ends."""
+def drive(plan: SignalPlan, random: Random, greens: int, *, kept: float) -> tuple[list[tuple[float, str]], float]:
+    """What the light shows under random decisions, asked as the controller asks, and when that ends.
+
+    A green that may go on does so with the chance ``kept``; where any may follow, which one is random too.
+    """
     shown: list[tuple[float, str]] = []
     since, number = 0.0, 0
     for _ in range(greens):
         green = plan.greens[number]
         shown.append((since, green.state))
         time = math.ceil(green.first_decision(since, SETTINGS.extend_seconds) - 1e-6)
-        while time - since + SETTINGS.extend_seconds <= green.max_green + 1e-6 and random.random() < 0.7:
+        while time - since + SETTINGS.extend_seconds <= green.max_green + 1e-6 and random.random() < kept:
             time += SETTINGS.extend_seconds
-        number = (number + 1) % len(plan.greens)
-        at, last = float(time), plan.greens[number].index
-        index = (green.index + 1) % len(plan.phases)
-        while index != last:
+        others = [b for a, b in plan.changes if a == number]  # nobody calls for the same green again
+        to = random.choice([b for b in others if plan.greens[b].state != green.state] or others)
+        at, index = float(time), plan.changes[number, to].index
+        while index != plan.greens[to].index:
             shown.append((at, plan.phases[index].state))
             at = round(at + plan.phases[index].duration, 6)
-            index = (index + 1) % len(plan.phases)
-        since = at
+            index = plan.phases[index].next[0] if plan.any_order else (index + 1) % len(plan.phases)
+        since, number = at, to
     merged = [one for k, one in enumerate(shown) if k == 0 or one[1] != shown[k - 1][1]]
     return merged, since
 
@@ -70,30 +73,8 @@ def test_whatever_is_decided_the_controller_breaks_no_rule(program, kind: str, s
     light = light_program([as_sumo_reads(phase) for phase in phases], walked=walked, kind=kind)
     assume(why_uncontrolled(light) is None)
     plan = plan_signal("J", light, SETTINGS, step_s=step)
-    shown, end = drive(plan, Random(seed), 12)
+    shown, end = drive(plan, Random(seed), 12, kept=0.7)
     assert judge(files(phases, walked, kind), "0", "J", shown, end, RULES) == []
-
-
-def drive_anyhow(plan: SignalPlan, random: Random, greens: int) -> tuple[list[tuple[float, str]], float]:
-    """What the light shows where any green follows any other, each held for as long as happens, and when that ends."""
-    shown: list[tuple[float, str]] = []
-    since, number = 0.0, 0
-    for _ in range(greens):
-        green = plan.greens[number]
-        shown.append((since, green.state))
-        time = math.ceil(green.first_decision(since, SETTINGS.extend_seconds) - 1e-6)
-        while time - since + SETTINGS.extend_seconds <= green.max_green + 1e-6 and random.random() < 0.5:
-            time += SETTINGS.extend_seconds
-        others = [b for a, b in plan.changes if a == number]  # nobody calls for the same green again
-        to = random.choice([b for b in others if plan.greens[b].state != green.state] or others)
-        at, index = float(time), plan.changes[number, to].index
-        while index != plan.greens[to].index:
-            shown.append((at, plan.phases[index].state))
-            at = round(at + plan.phases[index].duration, 6)
-            index = plan.phases[index].next[0] if plan.any_order else (index + 1) % len(plan.phases)
-        since, number = at, to
-    merged = [one for k, one in enumerate(shown) if k == 0 or one[1] != shown[k - 1][1]]
-    return merged, since
 
 
 ANYHOW = replace(RULES, any_order=True)
@@ -112,7 +93,7 @@ def test_whatever_is_chosen_the_controller_breaks_no_rule(program, kind: str, se
     assume(why_uncontrolled(light) is None)
     plan = plan_signal("J", light, replace(SETTINGS, action_set="choose"), step_s=step)
     assume(len({green.state for green in plan.greens}) > 1)
-    shown, end = drive_anyhow(plan, Random(seed), 16)
+    shown, end = drive(plan, Random(seed), 16, kept=0.5)
     assert judge(files(phases, walked, kind), "0", "J", shown, end, ANYHOW) == []
 
 

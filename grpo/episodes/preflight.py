@@ -206,10 +206,9 @@ def _max_red(plan: SignalPlan, settings: SignalSettings) -> int:
     Where greens follow in order: all others at their longest; the whole cycle where somebody is let go in a stage.
     """
     if settings.action_set == "choose" and plan.any_order:
-        return math.ceil(max(settings.max_red, plan.round_s(settings.extend_seconds)))
-    into = [max(change.seconds for (_, b), change in plan.changes.items() if b == k) for k in range(len(plan.greens))]
+        return math.ceil(plan.most_red_s(settings))
     longest = [green.max_green for green in plan.greens]
-    return math.ceil(sum(into) + sum(longest) - (min(longest) if plan.any_order else 0))
+    return math.ceil(sum(plan.into_s) + sum(longest) - (min(longest) if plan.any_order else 0))
 
 
 # ---------------------------------------------------------------------- the short run

@@ -87,7 +87,7 @@ def in_time(
         for link, home in waiting:
             if link in opens[first] or home in served:
                 continue
-            begin = free + plan.into_s(home)
+            begin = free + plan.into_s[home]
             if begin > since[link] + max_red:
                 return False
             free = begin + plan.shortest_s(home, extend_seconds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.sax.saxutils import quoteattr
@@ -73,7 +74,7 @@ class Green:
         return max(last, since + self.min_green)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SignalPlan:
     """The controlled cycle of one light."""
 
@@ -97,14 +98,21 @@ class SignalPlan:
         """The shortest that a green lasts before another may follow, in whole seconds."""
         return math.ceil(self.greens[number].first_decision(0.0, extend_seconds) - _EPSILON) + 1
 
-    def into_s(self, number: int) -> float:
-        """The longest change into a green."""
-        return max(change.seconds for (_, b), change in self.changes.items() if b == number)
+    @cached_property
+    def into_s(self) -> tuple[float, ...]:
+        """The longest change into each green."""
+        return tuple(
+            max(change.seconds for (_, b), change in self.changes.items() if b == k) for k in range(len(self.greens))
+        )
 
     def round_s(self, extend_seconds: int) -> float:
         """Seconds in which every green can be shown once, whatever is shown now."""
-        slots = (self.into_s(k) + self.shortest_s(k, extend_seconds) for k in range(len(self.greens)))
+        slots = (self.into_s[k] + self.shortest_s(k, extend_seconds) for k in range(len(self.greens)))
         return extend_seconds + sum(slots)
+
+    def most_red_s(self, settings: SignalSettings) -> float:
+        """Seconds for which nobody who calls is red for longer, where any green may be chosen."""
+        return max(settings.max_red, self.round_s(settings.extend_seconds))
 
 
 # ---------------------------------------------------------------------- the controlled cycle
