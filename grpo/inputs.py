@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .models.folder import SHIPPED, model_files, resolve_model
+from .models.folder import SHIPPED, model_files, resolve_model, shipped_folder
 from .policies.names import bare_name, is_model, own_action_set
 from .prompt_builder import ACTION_SETS
 from .records import ActionSet
@@ -56,9 +56,11 @@ def inputs_of(config: StageConfig) -> dict[str, dict[str, str]]:
 
 def _files_of(model: str, action_set: ActionSet | Literal["auto"]) -> list[Path]:
     """The files of a model; of a shipped one where the rows say the action set, those of all that its name can mean."""
-    usual: tuple[ActionSet, ...] = ACTION_SETS if model in SHIPPED else ("cycle",)
-    sets = usual if action_set == "auto" else (action_set,)
-    return [file for one in sets for file in model_files(resolve_model(model, one))]
+    if action_set != "auto":
+        return model_files(resolve_model(model, action_set))
+    files = model_files(resolve_model(model))
+    others = [shipped_folder(model, other) for other in ACTION_SETS[1:]] if model in SHIPPED else []
+    return [*files, *(file for folder in others for file in model_files(str(folder)))]
 
 
 def check_unchanged(config: StageConfig, inputs: dict[str, dict[str, str]]) -> None:
